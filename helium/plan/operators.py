@@ -2,7 +2,8 @@
 
 An operator is known by its ``name``, unique within a plan, and refers to others by name. It
 produces one value per row of the batch; a ``Data`` scalar and whatever depends on scalars alone has
-a single row that broadcasts.
+a single row that broadcasts (``helium.plan.rows`` has the rules). The value of a row is one string,
+or a tuple of ``n`` strings where an LLM operator with ``n > 1`` made it.
 
 Source: Helium, §6 and App. C (operator set); the value types are ours.
 """
@@ -44,6 +45,16 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: Text
 
 
+_FLOAT_FIELDS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+
+
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Sampling parameters of one LLM operator, named as in the OpenAI API and vLLM.
 
@@ -70,6 +81,12 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     ignore_eos: bool = False
     n: int = 1
     structured: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for field in _FLOAT_FIELDS:
+            value = getattr(self, field)
+            if type(value) is int:  # 0 and 0.0 must encode to the same bytes
+                msgspec.structs.force_setattr(self, field, float(value))
 
     @property
     def is_deterministic(self) -> bool:
@@ -171,9 +188,19 @@ class Concat(_Operator, frozen=True, tag="concat"):
 
 
 class Output(_Operator, frozen=True, tag="output"):
-    """A result the caller asked for; ``name`` is the key of the result."""
+    """A result the caller asked for.
+
+    Attributes:
+        key: Key of the result, ``name`` unless given. Keys have a namespace of their own, so a
+            result may be called like the operator it returns.
+    """
 
     source: str
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            msgspec.structs.force_setattr(self, "key", self.name)
 
     def _reads(self) -> Iterator[str]:
         yield self.source
