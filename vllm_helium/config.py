@@ -1,0 +1,87 @@
+"""Helium's engine configuration: frozen, validated once, carried inside ``VllmConfig``.
+
+The same fields are the ``--helium-*`` options of ``vllm serve``; see
+``vllm_helium.integration.engine_args``. This module must not import vllm: ``vllm.config`` imports it
+while it is being loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from helium.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+@dataclass(config=ConfigDict(extra="forbid", strict=True), frozen=True, kw_only=True)
+class HeliumConfig:
+    """Workflow-aware serving; ``VllmConfig.helium_config`` is ``None`` when it is off."""
+
+    order: Literal["plan", "fcfs"] = Field(
+        default="plan",
+        description="Order of waiting requests: 'plan' follows the registered plans' ranks, 'fcfs' "
+        "is upstream's first come, first served.",
+    )
+    aging_s: float = Field(
+        default=30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds a planned request waits before it is served in order of arrival, "
+        "whatever its rank: the bound on how long anything is overtaken. The default is about one "
+        "full batch of long outputs.",
+    )
+    max_plans: int = Field(
+        default=256,
+        ge=1,
+        le=65_536,
+        description="Plans an engine keeps registered; beyond it the least recently used goes.",
+    )
+    max_plan_mib: int = Field(
+        default=256,
+        ge=1,
+        description="MiB of registered plans (as JSON) an engine keeps; beyond it the least "
+        "recently used goes.",
+    )
+
+    def finalize(self, vllm_config: VllmConfig) -> None:
+        """Sets what depends on the rest of the configuration; called by ``VllmConfig``."""
+        from vllm_helium.integration.engine_config import finalize
+
+        finalize(vllm_config)
+
+
+def make_helium_config(value: Any) -> HeliumConfig | None:
+    """Turns ``LLM(helium=...)`` or the parsed command line into a configuration.
+
+    Args:
+        value: ``False`` or ``None`` for off, ``True`` for the defaults, a ``HeliumConfig``, or a
+            mapping of its fields.
+
+    Raises:
+        ConfigError: A field is unknown or its value is not valid.
+    """
+    if value is None or value is False:
+        return None
+    if value is True:
+        return HeliumConfig()
+    if isinstance(value, HeliumConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ConfigError(
+            f"helium: expected True, False, a dict or a HeliumConfig, got {type(value).__name__}"
+        )
+    try:
+        return HeliumConfig(**value)
+    except ValidationError as error:
+        known = ", ".join(field.name for field in fields(HeliumConfig))
+        problems = "; ".join(
+            f"helium.{'.'.join(map(str, item['loc']))}: {item['msg']}, got {item['input']!r}"
+            for item in error.errors()
+        )
+        raise ConfigError(f"{problems}; the fields are: {known}") from None

@@ -1,0 +1,96 @@
+"""Hook ``engine-args``: the ``--helium*`` options, made from the fields of ``HeliumConfig``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic.fields import FieldInfo
+
+from helium.errors import ConfigError
+from vllm_helium.config import HeliumConfig, make_helium_config
+
+__all__ = ["add_cli_args", "make_helium_config"]
+
+
+class _Merge(argparse.Action):
+    """Merges one option into the dict ``args.helium``; any of them turns Helium on."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        merged = dict(getattr(namespace, "helium", None) or {})
+        if self.const == "*":
+            merged.update(values)
+        elif self.const:
+            merged[self.const] = values
+        namespace.helium = merged
+
+
+def add_cli_args(parser: argparse.ArgumentParser) -> None:
+    """Adds the option group ``Helium`` to the parser of ``vllm serve``."""
+    group = parser.add_argument_group("Helium", "Workflow-aware serving (off by default).")
+    group.add_argument(
+        "--helium",
+        action=_Merge,
+        nargs=0,
+        default=False,
+        help="Turn workflow-aware serving on with the defaults below. Any other --helium-* option "
+        "turns it on as well.",
+    )
+    group.add_argument(
+        "--helium-config",
+        dest="helium",
+        action=_Merge,
+        const="*",
+        type=_json_object,
+        default=argparse.SUPPRESS,
+        metavar="JSON",
+        help="Any of the options below as one JSON object, for example "
+        '\'{"order": "plan", "aging_s": 10}\'.',
+    )
+    hints = get_type_hints(HeliumConfig)
+    for field in fields(HeliumConfig):
+        info = field.default
+        assert isinstance(info, FieldInfo), f"HeliumConfig.{field.name} has no Field()"
+        hint = hints[field.name]
+        choices = get_args(hint) if get_origin(hint) is Literal else None
+        group.add_argument(
+            f"--helium-{field.name.replace('_', '-')}",
+            dest="helium",
+            action=_Merge,
+            const=field.name,
+            type=str if choices else _boolean if hint is bool else hint,
+            choices=choices,
+            default=argparse.SUPPRESS,
+            metavar=None if choices else hint.__name__.upper(),
+            help=f"{info.description} (default: {info.default})",
+        )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+    try:
+        make_helium_config(value)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return value
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")

@@ -1,0 +1,36 @@
+"""Hook ``engine-rpc``: calls from a front end to ``HeliumScheduler.helium_rpc`` in every engine.
+
+A call runs on the engine's thread between two steps, so the scheduler's state needs no lock.
+Arguments and results are plain msgpack values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from helium.errors import EngineError
+
+
+async def call_engines_async(engine_client: Any, method: str, *args: Any) -> list[Any]:
+    """Calls every engine behind an ``AsyncLLM``; one result per engine."""
+    core = engine_client.engine_core
+    call_all = getattr(core, "call_utility_all_async", None)
+    if call_all is not None:
+        results: list[Any] = await call_all("helium_rpc", method, *args)
+        return results
+    return [await core.call_utility_async("helium_rpc", method, *args)]
+
+
+def call_engines(llm: Any, method: str, *args: Any) -> list[Any]:
+    """Calls the engine behind an ``LLM``, in process or not.
+
+    Raises:
+        EngineError: The engine runs without Helium.
+    """
+    if llm.llm_engine.vllm_config.helium_config is None:
+        raise EngineError("this engine runs without Helium; build it with LLM(..., helium=True)")
+    core = llm.llm_engine.engine_core
+    call = getattr(core, "call_utility", None)
+    if call is not None:
+        return [call("helium_rpc", method, *args)]
+    return [core.engine_core.helium_rpc(method, *args)]

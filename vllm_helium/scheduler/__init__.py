@@ -1,0 +1,1 @@
+"""The workflow-aware scheduler: plan registry, waiting queue, and the scheduler itself."""

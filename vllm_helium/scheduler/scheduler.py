@@ -1,0 +1,154 @@
+"""The workflow-aware scheduler: upstream's, with plan order in the waiting queue.
+
+``HeliumMixin`` holds everything of ours; it is combined with upstream's two schedulers, because the
+synchronous one under asynchronous scheduling would lose the overlap with the forward pass.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from helium.errors import PlanError
+from helium.protocol import WorkflowContext, decode_engine_plan
+from vllm_helium.config import HeliumConfig
+from vllm_helium.request import read_context
+from vllm_helium.scheduler.plan_queue import PlanQueue
+from vllm_helium.scheduler.plan_registry import PlanRegistry
+
+logger = init_logger(__name__)
+
+
+class HeliumMixin:
+    """What Helium adds to upstream's scheduler.
+
+    Every request gets two attributes when it is added: ``request.helium``, its
+    ``WorkflowContext`` or ``None`` for ordinary traffic, and ``request.helium_rank``, its position
+    in the soft schedule or ``None``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = self.vllm_config.helium_config or HeliumConfig()
+        self.helium_config: HeliumConfig = config
+        self.plans = PlanRegistry(config.max_plans, config.max_plan_mib << 20)
+        self.num_planned_requests = 0
+        self.num_unplanned_contexts = 0
+        self._plan_queues: tuple[PlanQueue, ...] = ()
+        if self.policy == SchedulingPolicy.PRIORITY:
+            logger.info("Helium: scheduling policy 'priority' is set, so plan order is off.")
+        elif config.order == "plan":
+            self.waiting = PlanQueue(config.aging_s, rank_of)
+            self.kv_holding_waiting = PlanQueue(config.aging_s, rank_of)
+            self._plan_queues = (self.waiting, self.kv_holding_waiting)
+
+    def add_request(self, request: Request) -> None:
+        self._place(request)
+        super().add_request(request)
+
+    def _place(self, request: Request) -> None:
+        """Reads the request's context and looks it up; a hint that fails is only reported."""
+        params = request.sampling_params
+        context = read_context(params.extra_args) if params is not None else None
+        request.helium = request.helium_rank = None
+        if context is None:
+            return
+        operator = self.plans.resolve(context)
+        if operator is None:
+            self.num_unplanned_contexts += 1
+        else:
+            self.num_planned_requests += 1
+            request.helium = context
+            request.helium_rank = operator.rank if context.rank is None else context.rank
+        if request.prefill_stats is not None:
+            request.prefill_stats.helium = self._report(context, operator is not None)
+
+    def _report(self, context: WorkflowContext, is_planned: bool) -> dict[str, Any]:
+        report: dict[str, Any] = {"plan": context.plan, "run": context.run, "planned": is_planned}
+        if not is_planned:
+            missing = (
+                f"operator {context.operator!r} is not in the plan"
+                if context.plan in self.plans
+                else "the plan is not registered with this engine"
+            )
+            report["note"] = f"{missing}; the request ran as ordinary traffic"
+        return report
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if self._plan_queues:
+            now = time.time()
+            for queue in self._plan_queues:
+                queue.now = now
+        return super().schedule(*args, **kwargs)
+
+    def helium_rpc(self, method: str, *args: Any) -> Any:
+        """Serves a call from a front end; runs between two steps.
+
+        Raises:
+            PlanError: The method or its arguments are not valid; the caller gets the message.
+        """
+        handler = _RPC.get(method)
+        if handler is None:
+            raise PlanError(f"helium_rpc: unknown method {method!r}; known: {', '.join(_RPC)}")
+        return handler(self, *args)
+
+    def _register_plan(self, encoded: bytes) -> dict[str, Any]:
+        plan = decode_engine_plan(encoded)
+        digest = self.plans.register(plan)
+        return {
+            "digest": digest,
+            "object": "helium.plan",
+            "workflow": plan.workflow,
+            "num_operators": len(plan.operators),
+        }
+
+    def _drop_plan(self, digest: str) -> bool:
+        return self.plans.drop(digest)
+
+    def _list_plans(self) -> list[dict[str, object]]:
+        return self.plans.describe()
+
+    def _status(self) -> dict[str, Any]:
+        num_running, num_waiting = self.get_request_counts()
+        return {
+            "scheduler": type(self).__name__,
+            "config": {
+                name: getattr(self.helium_config, name)
+                for name in HeliumConfig.__dataclass_fields__
+            },
+            "plan_order": bool(self._plan_queues),
+            "num_plans": len(self.plans),
+            "num_plan_bytes": self.plans.num_bytes,
+            "num_running": num_running,
+            "num_waiting": num_waiting,
+            "num_planned_requests": self.num_planned_requests,
+            "num_unplanned_contexts": self.num_unplanned_contexts,
+        }
+
+
+_RPC = {
+    "register_plan": HeliumMixin._register_plan,
+    "drop_plan": HeliumMixin._drop_plan,
+    "list_plans": HeliumMixin._list_plans,
+    "status": HeliumMixin._status,
+}
+
+
+def rank_of(request: Request) -> int | None:
+    """Position of a request in its plan's soft schedule, or ``None`` for ordinary traffic."""
+    return request.helium_rank
+
+
+class HeliumScheduler(HeliumMixin, Scheduler):
+    """Synchronous scheduling (the CPU engine)."""
+
+
+class HeliumAsyncScheduler(HeliumMixin, AsyncScheduler):
+    """Asynchronous scheduling (the CUDA engine's default)."""

@@ -1,0 +1,85 @@
+"""``/v1/helium``: register, list and drop plans; status of the engines.
+
+Errors have the shape of the OpenAI API: ``{"error": {"message", "type", "param", "code"}}``.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from helium.errors import HeliumError, PlanError
+from helium.protocol import MAX_PLAN_BYTES, decode_engine_plan
+from vllm_helium.integration.engine_rpc import call_engines_async
+
+router = APIRouter(prefix="/v1/helium", tags=["helium"])
+
+
+class _TooLarge(HeliumError):
+    pass
+
+
+def error_response(status: HTTPStatus, message: str, param: str | None = None) -> JSONResponse:
+    """Builds an error in the OpenAI API's shape."""
+    error = {"message": message, "type": status.phrase, "param": param, "code": status.value}
+    return JSONResponse({"error": error}, status_code=status.value)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """Reads a body of at most ``limit`` bytes without ever holding more.
+
+    Raises:
+        _TooLarge: The body is longer, by its header or as it arrives.
+    """
+    too_large = _TooLarge(f"the body is too large; at most {limit} bytes are taken")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+@router.post("/plans")
+async def register_plan(raw: Request) -> JSONResponse:
+    """Registers an ``EnginePlan`` with every engine; registering it again changes nothing."""
+    try:
+        plan = decode_engine_plan(await read_body(raw, MAX_PLAN_BYTES))
+    except _TooLarge as error:
+        return error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error))
+    except PlanError as error:
+        return error_response(HTTPStatus.BAD_REQUEST, str(error), "plan")
+    client = raw.app.state.engine_client
+    answers = await call_engines_async(client, "register_plan", plan.to_json())
+    return JSONResponse(answers[0])
+
+
+@router.get("/plans")
+async def list_plans(raw: Request) -> JSONResponse:
+    """Lists the registered plans, most recently used last."""
+    answers = await call_engines_async(raw.app.state.engine_client, "list_plans")
+    return JSONResponse({"object": "list", "data": answers[0]})
+
+
+@router.delete("/plans/{digest}")
+async def drop_plan(digest: str, raw: Request) -> JSONResponse:
+    """Drops a plan; requests that name it afterwards run as ordinary traffic."""
+    answers = await call_engines_async(raw.app.state.engine_client, "drop_plan", digest)
+    if not any(answers):
+        return error_response(
+            HTTPStatus.NOT_FOUND, f"no plan {digest!r} is registered; GET /v1/helium/plans lists them"
+        )
+    return JSONResponse({"digest": digest, "object": "helium.plan", "deleted": True})
+
+
+@router.get("/status")
+async def status(raw: Request) -> JSONResponse:
+    """Reports configuration, plans and queue of each engine."""
+    answers: list[Any] = await call_engines_async(raw.app.state.engine_client, "status")
+    return JSONResponse({"object": "helium.status", "engines": answers})
