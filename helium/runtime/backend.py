@@ -1,0 +1,58 @@
+"""What the runtime asks of an engine: in process, over HTTP, an actor or a simulator."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from helium.plan.operators import Sampling
+from helium.protocol import EnginePlan, WorkflowContext
+
+
+class ModelCall(msgspec.Struct, frozen=True):
+    """One call with every hole filled.
+
+    Attributes:
+        messages: (role, content) pairs, the whole conversation; empty for a completion.
+        prompt: Text of a completion, else ``None``.
+        model: Model or LoRA adapter; ``None`` is the engine's default.
+        context: Where the call belongs in a run; ``None`` makes it ordinary traffic.
+        cache_salt: Tenant of the call: no cache is shared with a call of another salt.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    prompt: str | None
+    sampling: Sampling
+    model: str | None = None
+    context: WorkflowContext | None = None
+    cache_salt: str | None = None
+
+
+class ModelAnswer(msgspec.Struct, frozen=True):
+    """What came back: the ``n`` texts and the call's token counts."""
+
+    texts: tuple[str, ...]
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+class EngineBackend(Protocol):
+    """One engine, or several behind one address."""
+
+    async def register(self, plan: EnginePlan) -> None:
+        """Tells the engine about a run before its calls arrive; idempotent.
+
+        An engine that knows no plans (stock vLLM) is no error: calls then run as ordinary traffic.
+
+        Raises:
+            EngineError: The engine cannot be reached.
+        """
+
+    async def call(self, call: ModelCall) -> ModelAnswer:
+        """Answers one call; many may be under way at once. Cancelling it aborts the request.
+
+        Raises:
+            EngineError: The call failed; the message says why.
+        """

@@ -1,0 +1,122 @@
+"""An engine behind the OpenAI HTTP API: ours, or any stock vLLM, which then ignores the hints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from helium.errors import EngineError
+from helium.plan.operators import Sampling
+from helium.protocol import EnginePlan
+from helium.runtime.backend import ModelAnswer, ModelCall
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_OPENAI_FIELDS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "n")
+
+
+class HttpBackend:
+    """Calls a server through the ``openai`` client.
+
+    Args:
+        base_url: Address up to and including ``/v1``.
+        model: Model to ask for where a call names none; ``None`` asks the server for its first.
+        timeout_s: Seconds a single call may take.
+        max_retries: Times a call is sent again after a connection error or a 5xx.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str | None = None,
+        api_key: str = "none",
+        timeout_s: float = 3600.0,
+        max_retries: int = 2,
+    ) -> None:
+        from openai import AsyncOpenAI
+
+        self._client: AsyncOpenAI = AsyncOpenAI(
+            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=max_retries
+        )
+        self._base_url = base_url
+        self._model = model
+
+    async def register(self, plan: EnginePlan) -> None:
+        from openai import APIConnectionError, APIStatusError, NotFoundError
+
+        try:
+            await self._client.post(
+                "/helium/plans", body=msgspec.to_builtins(plan), cast_to=dict[str, Any]
+            )
+        except NotFoundError:
+            return
+        except APIStatusError as error:
+            raise EngineError(f"{self._base_url} refused the plan: {error.message}") from None
+        except APIConnectionError as error:
+            raise EngineError(f"{self._base_url} cannot be reached: {error}") from None
+
+    async def call(self, call: ModelCall) -> ModelAnswer:
+        from openai import APIError
+
+        try:
+            arguments = await self._arguments(call)
+            if call.prompt is not None:
+                completion = await self._client.completions.create(prompt=call.prompt, **arguments)
+                texts = tuple(choice.text for choice in completion.choices)
+                return _answer(texts, completion.usage)
+            messages = [{"role": role, "content": content} for role, content in call.messages]
+            chat = await self._client.chat.completions.create(messages=messages, **arguments)
+            texts = tuple(choice.message.content or "" for choice in chat.choices)
+            return _answer(texts, chat.usage)
+        except APIError as error:
+            raise EngineError(f"{self._base_url}: {error.message}") from None
+
+    async def _arguments(self, call: ModelCall) -> dict[str, Any]:
+        model = call.model or self._model
+        if model is None:
+            models = await self._client.models.list()
+            model = self._model = models.data[0].id
+        sampling = call.sampling
+        arguments: dict[str, Any] = {name: getattr(sampling, name) for name in _OPENAI_FIELDS}
+        if sampling.stop:
+            arguments["stop"] = list(sampling.stop)
+        if sampling.seed is not None:
+            arguments["seed"] = sampling.seed
+        extra = _extra_body(sampling)
+        if call.cache_salt is not None:
+            extra["cache_salt"] = call.cache_salt
+        if call.context is not None:
+            extra["workflow"] = msgspec.to_builtins(call.context)
+        return {"model": model, "extra_body": extra, **arguments}
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.close()
+
+
+def _extra_body(sampling: Sampling) -> dict[str, Any]:
+    extra: dict[str, Any] = {
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "min_tokens": sampling.min_tokens,
+        "ignore_eos": sampling.ignore_eos,
+    }
+    if sampling.structured is not None:
+        extra["structured_outputs"] = sampling.structured
+    return extra
+
+
+def _answer(texts: tuple[str, ...], usage: Any) -> ModelAnswer:
+    if usage is None:
+        return ModelAnswer(texts)
+    details = getattr(usage, "prompt_tokens_details", None)
+    return ModelAnswer(
+        texts=texts,
+        num_prompt_tokens=usage.prompt_tokens,
+        num_cached_tokens=(details.cached_tokens or 0) if details else 0,
+        num_output_tokens=usage.completion_tokens or 0,
+    )

@@ -1,0 +1,57 @@
+"""What a run gives back: rows by output, failures with their reasons, token counts."""
+
+from __future__ import annotations
+
+import msgspec
+
+from helium.plan.interpret import Value
+
+
+class RowFailure(msgspec.Struct, frozen=True):
+    """One operator's row that could not be computed; what depends on it fails with it."""
+
+    operator: str
+    row: int
+    reason: str
+
+
+class CallCounts(msgspec.Struct):
+    """Totals over the calls of a run or of one operator, in calls and tokens."""
+
+    num_calls: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Prompt tokens that went through the model."""
+        return self.num_prompt_tokens - self.num_cached_tokens
+
+
+class RunResult(msgspec.Struct):
+    """The outcome of a run.
+
+    Attributes:
+        outputs: Result key -> one value per row, in row order; ``None`` where the row failed.
+        failures: The rows that failed by themselves, in the order they failed.
+        counts: Token counts by LLM operator.
+        elapsed_s: Wall time of the run in seconds.
+    """
+
+    run: str
+    outputs: dict[str, list[Value | None]]
+    failures: list[RowFailure]
+    counts: dict[str, CallCounts]
+    elapsed_s: float
+
+    @property
+    def total(self) -> CallCounts:
+        """Counts over all operators."""
+        total = CallCounts()
+        for counts in self.counts.values():
+            total.num_calls += counts.num_calls
+            total.num_prompt_tokens += counts.num_prompt_tokens
+            total.num_cached_tokens += counts.num_cached_tokens
+            total.num_output_tokens += counts.num_output_tokens
+        return total

@@ -1,0 +1,199 @@
+"""The in-process backend: an ``LLM`` stepped by one thread while calls come and go.
+
+Calls join and leave the running batch as they are made, as in a server; the runtime's event loop
+never blocks on the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue
+import threading
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+from vllm import LLM, SamplingParams
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from helium.errors import EngineError
+from helium.plan.operators import Sampling
+from helium.protocol import EnginePlan
+from helium.runtime.backend import ModelAnswer, ModelCall
+from vllm_helium.integration.engine_rpc import call_engines
+from vllm_helium.request import write_context
+
+_STOP = object()
+
+
+class LLMBackend:
+    """Runs calls on an ``LLM``; use it as a context manager, or call ``close``.
+
+    While it is open nothing else may drive the same ``LLM``.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self._llm = llm
+        self._engine = llm.llm_engine
+        self._tokenizer = llm.get_tokenizer()
+        self._has_plans = self._engine.vllm_config.helium_config is not None
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._under_way: dict[str, Future[ModelAnswer]] = {}
+        self._closed_because: str | None = None
+        self._ids = (f"helium-{id(self):x}-{number}" for number in itertools.count())
+        self._thread = threading.Thread(target=self._serve, name="helium-engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> LLMBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stops the thread; calls under way fail."""
+        self._inbox.put(_STOP)
+        self._thread.join()
+
+    async def register(self, plan: EnginePlan) -> None:
+        if self._has_plans:
+            await self._on_engine(lambda: call_engines(self._llm, "register_plan", plan.to_json()))
+
+    async def call(self, call: ModelCall) -> ModelAnswer:
+        """Answers one call.
+
+        Raises:
+            EngineError: The engine refused or aborted it.
+        """
+        request_id = next(self._ids)
+        future: Future[ModelAnswer] = Future()
+        self._inbox.put(lambda: self._add(request_id, call, future))
+        if self._closed_because is not None:
+            self._answer_late_calls()
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._inbox.put(lambda: self._abort(request_id))
+            raise
+
+    async def _on_engine(self, work: Any) -> Any:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._inbox.put(run)
+        return await asyncio.wrap_future(future)
+
+    def _serve(self) -> None:
+        """The engine's thread: takes what has come, then makes one step; sleeps when idle."""
+        while True:
+            is_idle = not self._engine.has_unfinished_requests()
+            try:
+                while True:
+                    work = self._inbox.get(block=is_idle)
+                    if work is _STOP:
+                        self._shut("the backend was closed")
+                        return
+                    work()
+                    is_idle = is_idle and not self._engine.has_unfinished_requests()
+            except queue.Empty:
+                pass
+            try:
+                for output in self._engine.step():
+                    self._deliver(output)
+            except Exception as error:
+                self._shut(f"the engine failed: {type(error).__name__}: {error}")
+                return
+
+    def _add(self, request_id: str, call: ModelCall, future: Future[ModelAnswer]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            if self._closed_because is not None:
+                raise EngineError(self._closed_because)
+            if call.model not in (None, self._llm.model_config.served_model_name):
+                raise EngineError(f"this engine does not serve the model {call.model!r}")
+            prompt: dict[str, Any] = {"prompt_token_ids": self._render(call)}
+            if call.cache_salt is not None:
+                prompt["cache_salt"] = call.cache_salt
+            self._engine.add_request(request_id, prompt, self._params(call))
+            self._under_way[request_id] = future
+        except EngineError as error:
+            future.set_exception(error)
+        except Exception as error:
+            future.set_exception(EngineError(f"{type(error).__name__}: {error}"))
+
+    def _render(self, call: ModelCall) -> list[int]:
+        if call.prompt is not None:
+            return list(self._tokenizer.encode(call.prompt))
+        messages = [{"role": role, "content": content} for role, content in call.messages]
+        rendered = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return list(rendered)
+
+    def _params(self, call: ModelCall) -> SamplingParams:
+        params = sampling_params(call.sampling)
+        extra_args: dict[str, Any] = {}
+        if self._has_plans:
+            write_context(extra_args, call.context)
+        params.extra_args = extra_args or None
+        return params
+
+    def _abort(self, request_id: str) -> None:
+        if self._under_way.pop(request_id, None) is not None:
+            self._engine.abort_request([request_id])
+
+    def _deliver(self, output: RequestOutput) -> None:
+        if not output.finished:
+            return
+        future = self._under_way.pop(output.request_id, None)
+        if future is None or future.done():
+            return
+        reasons = [choice.finish_reason for choice in output.outputs]
+        if any(reason in ("abort", "error") for reason in reasons):
+            future.set_exception(EngineError(f"the engine ended the call: {reasons}"))
+            return
+        future.set_result(
+            ModelAnswer(
+                texts=tuple(choice.text for choice in output.outputs),
+                num_prompt_tokens=len(output.prompt_token_ids or ()),
+                num_cached_tokens=output.num_cached_tokens or 0,
+                num_output_tokens=sum(len(choice.token_ids) for choice in output.outputs),
+            )
+        )
+
+    def _shut(self, reason: str) -> None:
+        """Ends every call under way, and those that come after, with a reason."""
+        self._closed_because = reason
+        under_way, self._under_way = self._under_way, {}
+        for future in under_way.values():
+            future.set_exception(EngineError(reason))
+        self._answer_late_calls()
+        self._engine.abort_request(list(under_way))
+
+    def _answer_late_calls(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                work = self._inbox.get_nowait()
+                if work is not _STOP:
+                    work()
+
+
+def sampling_params(sampling: Sampling) -> SamplingParams:
+    """Translates an operator's sampling; the whole answer comes in one output."""
+    values = msgspec.structs.asdict(sampling)
+    structured = values.pop("structured")
+    values["stop"] = list(values["stop"])
+    return SamplingParams(
+        **values,
+        structured_outputs=StructuredOutputsParams(**structured) if structured else None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
