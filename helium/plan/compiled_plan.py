@@ -8,6 +8,7 @@ from functools import cached_property
 import msgspec
 
 from helium.errors import WorkflowError
+from helium.plan.demand import Demand
 from helium.plan.functions import REGISTRY, Function, unknown_function
 from helium.plan.logical_plan import LogicalPlan
 from helium.plan.operators import Data, Input, Lambda
@@ -24,16 +25,41 @@ class CompiledPlan(
         columns: Exactly the columns the plan needs; a plain string is a scalar.
         known: Outputs known before the run, as operator -> row -> its ``n`` outputs (rule
             ``substitute_cached``). These calls need not be made.
+        representatives: For operators with rows that must have equal values: row -> the first row
+            with that value (rule ``merge_equal_rows``). Only representatives need computing.
     """
 
     plan: LogicalPlan
     columns: dict[str, str | tuple[str, ...]]
     known: dict[str, dict[int, tuple[str, ...]]] = {}
+    representatives: dict[str, tuple[int, ...]] = {}
 
     @cached_property
     def rows(self) -> Rows:
         """The row structure: counts, and which rows read which."""
         return Rows(self.plan.operators, self.columns)
+
+    @cached_property
+    def demand(self) -> Demand:
+        """What has to be computed, row by row."""
+        return Demand(self.plan.operators, self.rows, self.known, self.representatives)
+
+    def calls(self, name: str) -> Sequence[int]:
+        """Returns the rows of an LLM operator that have to be called, in order.
+
+        Leaves out rows that are known, that equal an earlier row, or that no result needs.
+        """
+        return self.demand.rows(name)
+
+    def with_plan(self, plan: LogicalPlan) -> CompiledPlan:
+        """Returns the binding for a plan rewritten from this one, without what it lost."""
+        names = plan.by_name
+        return CompiledPlan(
+            plan,
+            {column: self.columns[column] for column in plan.columns},
+            {name: known for name, known in self.known.items() if name in names},
+            {name: rows for name, rows in self.representatives.items() if name in names},
+        )
 
     def value(self, operator: Input | Data, row: int) -> str:
         """Returns the value of a row that needs no computing."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import msgspec
-
+from helium.plan.calls import Call
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.functions import REGISTRY, Function
 from helium.plan.operators import (
@@ -22,7 +21,6 @@ from helium.plan.operators import (
     Operator,
     Output,
     Reference,
-    Sampling,
     Slice,
     Text,
 )
@@ -32,24 +30,9 @@ Value = str | tuple[str, ...]
 """One row's value: a tuple where an LLM operator has ``n > 1`` outputs."""
 
 
-class Call(msgspec.Struct, frozen=True):
-    """One LLM call with every hole filled.
-
-    ``messages`` are (role, content) pairs, the whole conversation; ``prompt`` is set for a
-    completion instead. ``operator`` and ``row`` tell calls apart that are drawn independently; a
-    deterministic model must ignore them.
-    """
-
-    messages: tuple[tuple[str, str], ...]
-    prompt: str | None
-    sampling: Sampling
-    model: str | None
-    operator: str
-    row: int
-
-
-Model = Callable[[Call], tuple[str, ...]]
-"""Answers a call with its ``n`` outputs."""
+Model = Callable[[Call, str, int], tuple[str, ...]]
+"""Answers a call, made for an operator and a row, with its ``n`` outputs. Only calls that are not
+deterministic may depend on operator and row: they are drawn independently."""
 
 
 def interpret(
@@ -86,7 +69,7 @@ class _Interpreter:
                 function = self._functions[operator.function]
                 return function(*(list(v) if isinstance(v, tuple) else v for v in values))
             case Llm():
-                outputs = self._model(self._call(operator, row))
+                outputs = self._model(self._call(operator, row), operator.name, row)
                 assert len(outputs) == operator.sampling.n, f"{operator.name!r}: {len(outputs)}"
                 return outputs[0] if operator.sampling.n == 1 else outputs
             case Slice() | Output():
@@ -106,8 +89,6 @@ class _Interpreter:
             prompt=None if prompt is None else self._fill(prompt, operator.name, row),
             sampling=operator.sampling,
             model=operator.model,
-            operator=operator.name,
-            row=row,
         )
 
     def _fill(self, text: Text, name: str, row: int) -> str:

@@ -1,0 +1,1 @@
+"""The rules. A rule's file, class, switch, test and golden file share one stem."""
