@@ -31,6 +31,8 @@ HELIUM_VERSION = 1
 OUR_PACKAGES = ("helium", "vllm_helium")
 LOCAL_LABEL = {"cpu": "cpu", "cuda": "cu13"}
 MEDIA_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+DEMO_REQUIRES = ["gguf>=0.17"]
+TEST_REQUIRES = ["pytest>=8", "hypothesis>=6", "mypy>=1.15", "ruff>=0.11"]
 EDITABLE_PTH = "__editable__.vllm_helium.pth"
 
 
@@ -64,7 +66,7 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
     metadata = HeaderParser().parsestr(upstream_file("METADATA"))
     required: list[str] = []
     extras: dict[str, list[str]] = {name: [] for name in metadata.get_all("Provides-Extra") or ()}
-    extras |= {"media": [], "demo": ["gguf>=0.17"]}
+    extras |= {"media": [], "demo": DEMO_REQUIRES, "test": TEST_REQUIRES}
     for line in metadata.get_all("Requires-Dist") or ():
         requirement = Requirement(line)
         base, _, marker = line.partition("; extra == ")

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from vllm import LLM, SamplingParams
+from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -120,9 +121,7 @@ class LLMBackend:
                 raise EngineError(self._closed_because)
             if call.model not in (None, self._llm.model_config.served_model_name):
                 raise EngineError(f"this engine does not serve the model {call.model!r}")
-            prompt: dict[str, Any] = {"prompt_token_ids": self._render(call)}
-            if call.cache_salt is not None:
-                prompt["cache_salt"] = call.cache_salt
+            prompt = tokens_input(self._render(call), cache_salt=call.cache_salt)
             self._engine.add_request(request_id, prompt, self._params(call))
             self._under_way[request_id] = future
         except EngineError as error:

@@ -31,18 +31,22 @@ def error_response(status: HTTPStatus, message: str, param: str | None = None) -
 async def read_body(request: Request, limit: int) -> bytes:
     """Reads a body of at most ``limit`` bytes without ever holding more.
 
+    A body that is too long is read on and thrown away, up to eight times the limit, so that a
+    client that is still sending gets the answer and not a reset connection.
+
     Raises:
-        _TooLarge: The body is longer, by its header or as it arrives.
+        _TooLarge: The body is longer.
     """
-    too_large = _TooLarge(f"the body is too large; at most {limit} bytes are taken")
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
-        raise too_large
     body = bytearray()
+    num_bytes = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large
+        num_bytes += len(chunk)
+        if num_bytes <= limit:
+            body += chunk
+        elif num_bytes > 8 * limit:
+            break
+    if num_bytes > limit:
+        raise _TooLarge(f"the body is too large; at most {limit} bytes are taken")
     return bytes(body)
 
 
