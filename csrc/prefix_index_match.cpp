@@ -58,18 +58,19 @@ Match PrefixIndex::match(std::string_view name, TokenSpan tokens, std::int32_t m
     }
   }
   if (match.num_tokens < max_tokens) {
-    explain(match, node, num_full, rest, closest, label, plan, num_static_tokens);
+    const std::uint32_t path = node == kNone ? TokenTree::root_hash(name) : tree_[node].hash;
+    explain(match, path, num_full, rest, closest, label, plan, num_static_tokens);
   }
   return match;
 }
 
-void PrefixIndex::explain(Match& match, NodeId node, std::int32_t num_full, TokenSpan rest,
+void PrefixIndex::explain(Match& match, std::uint32_t path, std::int32_t num_full, TokenSpan rest,
                           TokenTree::Closest closest, LabelId label, std::int32_t plan,
                           std::int32_t num_static_tokens) const {
   match.miss_token = num_full + closest.common;
   const bool is_full = rest.size == options_.block_size;
-  if (is_full && node != kNone && label != kNone) {
-    const auto gone = history_.find_eviction(path_hash(tree_[node].hash, rest, label));
+  if (is_full && label != kNone) {
+    const auto gone = history_.find_eviction(path_hash(path, rest, label));
     if (gone) {
       const bool was_wanted = gone->place == Place::kNextUse || gone->place == Place::kLeased;
       match.reason = was_wanted ? MissReason::kCapacity : MissReason::kEvicted;
@@ -91,8 +92,7 @@ void PrefixIndex::explain(Match& match, NodeId node, std::int32_t num_full, Toke
     return;
   }
   if (num_full == 0 && is_full && closest.common == 0) {
-    const std::uint32_t own = node == kNone ? 0 : tree_[node].hash;
-    if (history_.is_elsewhere(path_hash(0, rest, kNoLabel), own)) {
+    if (history_.is_elsewhere(path_hash(0, rest, kNoLabel), path)) {
       match.reason = MissReason::kOtherNamespace;
       return;
     }

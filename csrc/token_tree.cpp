@@ -27,7 +27,7 @@ NodeId TokenTree::ensure_root(std::string_view name) {
   if (const NodeId known = find_root(name); known != kNone) return known;
   const NodeId id = allocate();
   nodes_[id].is_root = true;
-  nodes_[id].hash = std::uint32_t(std::hash<std::string_view>{}(name) | 1);
+  nodes_[id].hash = root_hash(name);
   roots_.emplace(name, id);
   root_names_.emplace(id, name);
   return id;

@@ -27,7 +27,7 @@ class MissHistory {
  public:
   explicit MissHistory(std::int32_t num_blocks)
       : evicted_(power_of_two(num_blocks)),
-        first_blocks_(std::min<std::size_t>(evicted_.size(), 4096)) {}
+        first_blocks_(power_of_two(std::min(num_blocks / 8 + 1, 4096))) {}
 
   struct Eviction {
     Place place;   // what the block was when it was given up

@@ -130,7 +130,7 @@ class PrefixIndex {
   };
 
   BlockId written_block(NodeId node) const;
-  void explain(Match& match, NodeId node, std::int32_t num_full, TokenSpan rest,
+  void explain(Match& match, std::uint32_t path, std::int32_t num_full, TokenSpan rest,
                TokenTree::Closest closest, LabelId label, std::int32_t plan,
                std::int32_t num_static_tokens) const;
   void attach(BlockId block, NodeId node);

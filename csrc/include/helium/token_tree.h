@@ -42,6 +42,10 @@ class TokenTree {
   // Root of a namespace, or kNone. Namespaces are opaque: model, LoRA and cache salt.
   NodeId find_root(std::string_view name) const;
   NodeId ensure_root(std::string_view name);
+  // Path hash of a namespace's root, whether or not it is there.
+  static std::uint32_t root_hash(std::string_view name) {
+    return std::uint32_t(std::hash<std::string_view>{}(name) | 1);
+  }
 
   // Label of an edge for extra keys (multimodal content), or kNone when no edge has it.
   LabelId find_label(std::string_view text) const;
