@@ -136,7 +136,8 @@ def _complete(compiled: CompiledPlan, known: dict[str, dict[int, tuple[str, ...]
         if not isinstance(operator, Llm):
             continue
         rows = _representatives(compiled, operator.name)
-        is_known = all(row in known.get(operator.name, ()) for row in rows)
+        found = known.get(operator.name)
+        is_known = found is not None and all(row in found for row in rows)
         if is_known and operator.sampling.n == 1 and operator.name not in histories:
             replaced.add(operator.name)
         elif operator.history is not None:
