@@ -12,15 +12,17 @@ from helium.plan.rewrite import num_characters, texts
 
 _FLOOR = 1 << 20
 _FACTOR = 8
+_PART = 64
+"""A hole or literal costs as much as this many characters, which is about its JSON."""
 
 
 def cost(text: Text) -> int:
-    """Returns what a copy of the text costs: its characters and its parts."""
-    return num_characters(text) + len(text)
+    """Returns what a copy of the text costs, in characters."""
+    return num_characters(text) + _PART * len(text)
 
 
 class Budget:
-    """What may still be copied, in characters and parts together."""
+    """What may still be copied, in characters."""
 
     def __init__(self, plan: LogicalPlan) -> None:
         """Starts with a multiple of the plan's own size."""

@@ -11,6 +11,7 @@ Source: Helium, §6 and App. C (operator set); the value types are ours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -94,10 +95,12 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         return self.temperature == 0.0 or self.seed is not None
 
 
-class _Operator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class _Operator(
+    msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True, omit_defaults=True
+):
     name: str
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """Names of the operators whose values this one needs, in order, without repeats."""
         return tuple(dict.fromkeys(self._reads()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from helium.errors import WorkflowError
 from helium.plan.operators import (
@@ -167,8 +167,7 @@ class _Validator:
             raise self._error(operator, "names the model ''; leave it out for the default model")
         if operator.history is not None:
             self._check_history(operator, operator.history)
-        problem = _sampling_problem(operator.sampling)
-        if problem is not None:
+        for problem in _sampling_problems(operator.sampling):
             raise self._error(operator, f"has {problem}")
 
     def _check_history(self, operator: Llm, name: str) -> None:
@@ -213,38 +212,29 @@ def _near(name: str, known: Collection[str]) -> list[str]:
     return difflib.get_close_matches(name, known, n=5, cutoff=0.5) or list(known)[:10]
 
 
-def _sampling_problem(sampling: Sampling) -> str | None:
-    s = sampling
-    checks = (
-        (s.max_tokens is None or s.max_tokens >= 1, f"max_tokens={s.max_tokens}; use 1 or more"),
-        (
-            0.0 <= s.temperature < math.inf,
-            f"temperature={s.temperature}; use 0 (greedy) or a positive number",
-        ),
-        (0.0 < s.top_p <= 1.0, f"top_p={s.top_p}; use 0 < top_p <= 1"),
-        (s.top_k >= 0, f"top_k={s.top_k}; use 0 (all) or a positive number"),
-        (0.0 <= s.min_p <= 1.0, f"min_p={s.min_p}; use 0 <= min_p <= 1"),
-        (
-            -2.0 <= s.presence_penalty <= 2.0,
-            f"presence_penalty={s.presence_penalty}; use -2 to 2",
-        ),
-        (
-            -2.0 <= s.frequency_penalty <= 2.0,
-            f"frequency_penalty={s.frequency_penalty}; use -2 to 2",
-        ),
-        (
-            0.0 < s.repetition_penalty < math.inf,
-            f"repetition_penalty={s.repetition_penalty}; use a positive number, 1 is neutral",
-        ),
-        (
-            0 <= s.min_tokens <= (s.max_tokens if s.max_tokens is not None else math.inf),
-            f"min_tokens={s.min_tokens} with max_tokens={s.max_tokens}; use 0 <= min <= max",
-        ),
-        (all(s.stop), "an empty stop string; leave it out"),
-        (s.n >= 1, f"n={s.n}; use 1 or more"),
-        (
-            s.n == 1 or s.temperature > 0.0,
-            f"n={s.n} with temperature 0, whose outputs would all be equal; use n=1 or sample",
-        ),
-    )
-    return next((problem for holds, problem in checks if not holds), None)
+def _sampling_problems(s: Sampling) -> Iterator[str]:
+    max_tokens = math.inf if s.max_tokens is None else s.max_tokens
+    if max_tokens < 1:
+        yield f"max_tokens={s.max_tokens}; use 1 or more"
+    if not 0.0 <= s.temperature < math.inf:
+        yield f"temperature={s.temperature}; use 0 (greedy) or a positive number"
+    if not 0.0 < s.top_p <= 1.0:
+        yield f"top_p={s.top_p}; use 0 < top_p <= 1"
+    if s.top_k < 0:
+        yield f"top_k={s.top_k}; use 0 (all) or a positive number"
+    if not 0.0 <= s.min_p <= 1.0:
+        yield f"min_p={s.min_p}; use 0 <= min_p <= 1"
+    if not -2.0 <= s.presence_penalty <= 2.0:
+        yield f"presence_penalty={s.presence_penalty}; use -2 to 2"
+    if not -2.0 <= s.frequency_penalty <= 2.0:
+        yield f"frequency_penalty={s.frequency_penalty}; use -2 to 2"
+    if not 0.0 < s.repetition_penalty < math.inf:
+        yield f"repetition_penalty={s.repetition_penalty}; use a positive number, 1 is neutral"
+    if not 0 <= s.min_tokens <= max_tokens:
+        yield f"min_tokens={s.min_tokens} with max_tokens={s.max_tokens}; use 0 <= min <= max"
+    if not all(s.stop):
+        yield "an empty stop string; leave it out"
+    if s.n < 1:
+        yield f"n={s.n}; use 1 or more"
+    if s.n > 1 and s.temperature == 0.0:
+        yield f"n={s.n} with temperature 0, whose outputs would all be equal; use n=1 or sample"
