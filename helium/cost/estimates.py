@@ -23,11 +23,12 @@ from helium.templates.tokenizer import PromptTokenizer
 DEFAULT_OUTPUT_TOKENS = 256
 """Output of an operator nothing is known of: half of the 512 tokens the paper's workflows allow."""
 
-_NUM_SAMPLES = 4
-"""Values of a column that are tokenized to learn its length; planning must not grow with rows."""
+_NUM_MEASURED = 256
+"""Values of a column whose characters are counted; planning must not grow with the rows."""
 
-_CHARS_PER_SAMPLE = 4_096
-"""How much of a long value is tokenized; the rest is extrapolated."""
+_NUM_TOKENIZED = 4
+_CHARS_TOKENIZED = 1_024
+"""How many of those, and how much of each, is tokenized to learn the tokens per character."""
 
 
 class Estimates:
@@ -103,14 +104,12 @@ class Estimates:
         return sum(self._lengths[read] for read in operator.reads)
 
     def _sample(self, values: Sequence[str]) -> float:
-        """Returns the mean tokens of some of the values, evenly spread over the rows."""
-        if not values:
+        """Returns the mean tokens of values, from some that are spread evenly over the rows."""
+        measured = values[:: -(-len(values) // _NUM_MEASURED) or 1]
+        tokenized = measured[:: -(-len(measured) // _NUM_TOKENIZED) or 1]
+        starts = [value[:_CHARS_TOKENIZED] for value in tokenized]
+        num_chars = sum(map(len, starts))
+        if not num_chars:
             return 0.0
-        step = max(1, len(values) // _NUM_SAMPLES)
-        sample = values[::step][:_NUM_SAMPLES]
-        total = 0.0
-        for value in sample:
-            part = value[:_CHARS_PER_SAMPLE]
-            num_tokens = len(self._tokenizer.encode(part).token_ids)
-            total += num_tokens * (len(value) / len(part) if part else 0.0)
-        return total / len(sample)
+        num_tokens = sum(len(self._tokenizer.encode(start).token_ids) for start in starts)
+        return num_tokens / num_chars * sum(map(len, measured)) / len(measured)

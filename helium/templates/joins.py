@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -65,8 +66,8 @@ class JoinFinder:
         token_ids, starts = self._tokenizer.encode(text)
         if head >= tail:  # nothing is safe: all of it joins what follows
             return Claim("", b"", text, 0, len(token_ids))
-        num_head = sum(start < head for start in starts)
-        num_rest = sum(start < tail for start in starts)
+        num_head = bisect_left(starts, head)
+        num_rest = bisect_left(starts, tail)
         middle = array("i", token_ids[num_head:num_rest])
         num_tail = len(token_ids) - num_rest
         return Claim(text[:head], middle.tobytes(), text[tail:], num_head, num_tail)
