@@ -24,8 +24,9 @@ from setuptools.command.build_py import build_py
 REPO = Path(__file__).resolve().parent
 sys.path.insert(0, str(REPO / "tools"))
 
-from patches import apply_stack, load_series  # noqa: E402
 from upstream import DEVICES, fetch_wheel, load_upstream, unpack_wheel  # noqa: E402
+
+from patches import apply_stack, load_series  # noqa: E402
 
 HELIUM_VERSION = 1
 OUR_PACKAGES = ("helium", "vllm_helium")
@@ -144,7 +145,7 @@ def build_extension() -> Path:
 class EditableWheel(Command):
     """PEP 660: the patched engine as a wheel, our packages through a path file."""
 
-    user_options = [("dist-dir=", "d", "where to put the wheel"), ("dist-info-dir=", "I", "unused")]
+    user_options = (("dist-dir=", "d", "where to put the wheel"), ("dist-info-dir=", "I", "unused"))
 
     def initialize_options(self) -> None:
         self.dist_dir = None

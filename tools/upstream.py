@@ -1,7 +1,7 @@
 """The pinned upstream: which wheel, where it is kept, what its files must hash to.
 
-``patches/UPSTREAM.toml`` is the only place that names an upstream version. The wheel is fetched with
-pip, so it comes from whatever index the user has configured, and is kept in the user's cache.
+``patches/UPSTREAM.toml`` is the only place that names an upstream version. The wheel is fetched
+with pip, so it comes from whatever index the user has configured, and is kept in the user's cache.
 """
 
 from __future__ import annotations

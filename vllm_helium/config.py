@@ -1,8 +1,8 @@
 """Helium's engine configuration: frozen, validated once, carried inside ``VllmConfig``.
 
 The same fields are the ``--helium-*`` options of ``vllm serve``; see
-``vllm_helium.integration.engine_args``. This module must not import vllm: ``vllm.config`` imports it
-while it is being loaded.
+``vllm_helium.integration.engine_args``. This module must not import vllm: ``vllm.config`` imports
+it while it is being loaded.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from helium.errors import EngineError
+from helium.plan.calls import Call
 from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan
 from helium.runtime.backend import ModelAnswer, ModelCall
@@ -63,7 +64,7 @@ class LLMBackend:
         if self._has_plans:
             await self._on_engine(lambda: call_engines(self._llm, "register_plan", plan.to_json()))
 
-    async def call(self, call: ModelCall) -> ModelAnswer:
+    async def call(self, request: ModelCall) -> ModelAnswer:
         """Answers one call.
 
         Raises:
@@ -71,7 +72,7 @@ class LLMBackend:
         """
         request_id = next(self._ids)
         future: Future[ModelAnswer] = Future()
-        self._inbox.put(lambda: self._add(request_id, call, future))
+        self._inbox.put(lambda: self._add(request_id, request, future))
         if self._closed_because is not None:
             self._answer_late_calls()
         try:
@@ -113,23 +114,23 @@ class LLMBackend:
                 self._shut(f"the engine failed: {type(error).__name__}: {error}")
                 return
 
-    def _add(self, request_id: str, call: ModelCall, future: Future[ModelAnswer]) -> None:
+    def _add(self, request_id: str, request: ModelCall, future: Future[ModelAnswer]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
             if self._closed_because is not None:
                 raise EngineError(self._closed_because)
-            if call.model not in (None, self._llm.model_config.served_model_name):
-                raise EngineError(f"this engine does not serve the model {call.model!r}")
-            prompt = tokens_input(self._render(call), cache_salt=call.cache_salt)
-            self._engine.add_request(request_id, prompt, self._params(call))
+            if request.call.model not in (None, self._llm.model_config.served_model_name):
+                raise EngineError(f"this engine does not serve the model {request.call.model!r}")
+            prompt = tokens_input(self._render(request.call), cache_salt=request.cache_salt)
+            self._engine.add_request(request_id, prompt, self._params(request))
             self._under_way[request_id] = future
         except EngineError as error:
             future.set_exception(error)
         except Exception as error:
             future.set_exception(EngineError(f"{type(error).__name__}: {error}"))
 
-    def _render(self, call: ModelCall) -> list[int]:
+    def _render(self, call: Call) -> list[int]:
         if call.prompt is not None:
             return list(self._tokenizer.encode(call.prompt))
         messages = [{"role": role, "content": content} for role, content in call.messages]
@@ -138,11 +139,11 @@ class LLMBackend:
         )
         return list(rendered)
 
-    def _params(self, call: ModelCall) -> SamplingParams:
-        params = sampling_params(call.sampling)
+    def _params(self, request: ModelCall) -> SamplingParams:
+        params = sampling_params(request.call.sampling)
         extra_args: dict[str, Any] = {}
         if self._has_plans:
-            write_context(extra_args, call.context)
+            write_context(extra_args, request.context)
         params.extra_args = extra_args or None
         return params
 

@@ -6,25 +6,19 @@ from typing import Protocol
 
 import msgspec
 
-from helium.plan.operators import Sampling
+from helium.plan.calls import Call
 from helium.protocol import EnginePlan, WorkflowContext
 
 
 class ModelCall(msgspec.Struct, frozen=True):
-    """One call with every hole filled.
+    """A call and who makes it.
 
     Attributes:
-        messages: (role, content) pairs, the whole conversation; empty for a completion.
-        prompt: Text of a completion, else ``None``.
-        model: Model or LoRA adapter; ``None`` is the engine's default.
         context: Where the call belongs in a run; ``None`` makes it ordinary traffic.
         cache_salt: Tenant of the call: no cache is shared with a call of another salt.
     """
 
-    messages: tuple[tuple[str, str], ...]
-    prompt: str | None
-    sampling: Sampling
-    model: str | None = None
+    call: Call
     context: WorkflowContext | None = None
     cache_salt: str | None = None
 
@@ -50,7 +44,7 @@ class EngineBackend(Protocol):
             EngineError: The engine cannot be reached.
         """
 
-    async def call(self, call: ModelCall) -> ModelAnswer:
+    async def call(self, request: ModelCall) -> ModelAnswer:
         """Answers one call; many may be under way at once. Cancelling it aborts the request.
 
         Raises:

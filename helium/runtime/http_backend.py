@@ -14,7 +14,14 @@ from helium.runtime.backend import ModelAnswer, ModelCall
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-_OPENAI_FIELDS = ("max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "n")
+_OPENAI_FIELDS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "n",
+)
 
 
 class HttpBackend:
@@ -58,23 +65,25 @@ class HttpBackend:
         except APIConnectionError as error:
             raise EngineError(f"{self._base_url} cannot be reached: {error}") from None
 
-    async def call(self, call: ModelCall) -> ModelAnswer:
+    async def call(self, request: ModelCall) -> ModelAnswer:
         from openai import APIError
 
+        call = request.call
         try:
-            arguments = await self._arguments(call)
+            arguments = await self._arguments(request)
             if call.prompt is not None:
                 completion = await self._client.completions.create(prompt=call.prompt, **arguments)
                 texts = tuple(choice.text for choice in completion.choices)
                 return _answer(texts, completion.usage)
-            messages = [{"role": role, "content": content} for role, content in call.messages]
+            messages: Any = [{"role": role, "content": text} for role, text in call.messages]
             chat = await self._client.chat.completions.create(messages=messages, **arguments)
             texts = tuple(choice.message.content or "" for choice in chat.choices)
             return _answer(texts, chat.usage)
         except APIError as error:
             raise EngineError(f"{self._base_url}: {error.message}") from None
 
-    async def _arguments(self, call: ModelCall) -> dict[str, Any]:
+    async def _arguments(self, request: ModelCall) -> dict[str, Any]:
+        call = request.call
         model = call.model or self._model
         if model is None:
             models = await self._client.models.list()
@@ -86,10 +95,10 @@ class HttpBackend:
         if sampling.seed is not None:
             arguments["seed"] = sampling.seed
         extra = _extra_body(sampling)
-        if call.cache_salt is not None:
-            extra["cache_salt"] = call.cache_salt
-        if call.context is not None:
-            extra["workflow"] = msgspec.to_builtins(call.context)
+        if request.cache_salt is not None:
+            extra["cache_salt"] = request.cache_salt
+        if request.context is not None:
+            extra["workflow"] = msgspec.to_builtins(request.context)
         return {"model": model, "extra_body": extra, **arguments}
 
     async def close(self) -> None:

@@ -10,15 +10,27 @@ import asyncio
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 
-from helium.errors import EngineError
+from helium.errors import EngineError, PlanError
+from helium.plan.calls import Call
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.functions import REGISTRY, Function
 from helium.plan.interpret import Value
-from helium.plan.operators import Data, Format, Input, Lambda, Llm, Operator, Reference, Text
+from helium.plan.operators import (
+    Data,
+    Format,
+    Input,
+    Lambda,
+    Llm,
+    Operator,
+    Reference,
+    Text,
+    references,
+)
 from helium.plan.text import render
-from helium.protocol import EnginePlan, WorkflowContext
+from helium.planner.workflow_plan import WorkflowPlan
+from helium.protocol import WorkflowContext
 from helium.runtime.backend import EngineBackend, ModelAnswer, ModelCall
 from helium.runtime.result import CallCounts, RowFailure, RunResult
 
@@ -31,9 +43,9 @@ Progress = Callable[[str, int, ModelAnswer | None], None]
 
 async def run_plan(
     compiled: CompiledPlan,
-    backend: EngineBackend,
+    backends: EngineBackend | Sequence[EngineBackend],
     *,
-    engine_plan: EnginePlan | None = None,
+    schedule: WorkflowPlan | None = None,
     run: str | None = None,
     cache_salt: str | None = None,
     functions: Mapping[str, Function] = REGISTRY,
@@ -45,18 +57,20 @@ async def run_plan(
     A row that fails takes only what depends on it along; the rest of the run goes on.
 
     Args:
-        engine_plan: Registered with the backend first; calls of its operators carry a context.
-            Without it every call is ordinary traffic.
+        backends: One engine, or as many as the schedule was made for.
+        schedule: The planner's: where each call runs, and its rank there. Its messages are
+            registered with the engines first. Without it every call is ordinary traffic of the
+            first engine.
         run: Id of the run; made up if not given.
         cache_salt: Tenant of every call.
         function_timeout_s: Seconds a ``Lambda``'s function may take for one row.
 
     Raises:
-        EngineError: The backend cannot be reached to register the plan.
+        EngineError: A backend cannot be reached to register the plan.
+        PlanError: The schedule is for another number of engines.
     """
-    if engine_plan is not None:
-        await backend.register(engine_plan)
-    state = _Run(compiled, backend, engine_plan, run or f"run-{uuid.uuid4().hex[:12]}")
+    engines = list(backends) if isinstance(backends, Sequence) else [backends]
+    state = _Run(compiled, engines, schedule, run or f"run-{uuid.uuid4().hex[:12]}")
     state.cache_salt = cache_salt
     state.functions = functions
     state.function_timeout_s = function_timeout_s
@@ -81,19 +95,25 @@ class _Run:
     def __init__(
         self,
         compiled: CompiledPlan,
-        backend: EngineBackend,
-        engine_plan: EnginePlan | None,
+        engines: Sequence[EngineBackend],
+        schedule: WorkflowPlan | None,
         run: str,
     ) -> None:
+        if schedule is not None and schedule.num_engines != len(engines):
+            raise PlanError(
+                f"the schedule is for {schedule.num_engines} engines, {len(engines)} were given; "
+                "plan again with num_engines set"
+            )
         self._compiled = compiled
         self._plan = compiled.plan
         self._rows = compiled.rows
-        self._backend = backend
+        self._engines = engines
+        self._schedule = schedule
+        self._digests: list[str] = []
         self._run = run
-        self._digest = None if engine_plan is None else engine_plan.digest()
-        self._planned = {operator.name for operator in engine_plan.operators} if engine_plan else {}
         self._values: dict[str, list[_Slot]] = {}
-        self._missing: dict[str, list[int]] = {}
+        self._missing: dict[Cell, int] = {}
+        self._readers: dict[Cell, list[Cell]] = {}
         self._ready: deque[Cell] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: list[RowFailure] = []
@@ -106,15 +126,14 @@ class _Run:
 
     async def execute(self) -> RunResult:
         started = time.perf_counter()
+        if self._schedule is not None:
+            plans = self._schedule.engine_plans()
+            self._digests = [plan.digest() for plan in plans]
+            await asyncio.gather(
+                *(engine.register(plan) for engine, plan in zip(self._engines, plans, strict=True))
+            )
         for operator in self._plan.operators:
-            num_rows = self._rows.num_rows(operator.name)
-            self._values[operator.name] = [None] * num_rows
-            counts = self._missing[operator.name] = []
-            for row in range(num_rows):
-                num_missing = len(self._rows.dependencies(operator.name, row))
-                counts.append(num_missing)
-                if num_missing == 0:
-                    self._ready.append((operator.name, row))
+            self._connect(operator)
         try:
             self._drain()
             while self._tasks:
@@ -127,11 +146,51 @@ class _Run:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         outputs: dict[str, list[Value | None]] = {}
         for output in self._plan.outputs:
-            slots = self._values[output.name]
+            name = output.name
+            slots = [self._slot(name, row) for row in range(self._rows.num_rows(name))]
             outputs[output.key] = [None if isinstance(slot, _Failed) else slot for slot in slots]
-        return RunResult(
-            self._run, outputs, self._failures, self._counts, time.perf_counter() - started
-        )
+        elapsed_s = time.perf_counter() - started
+        return RunResult(self._run, outputs, self._failures, self._counts, elapsed_s)
+
+    def _connect(self, operator: Operator) -> None:
+        """Finds what every row to compute waits for; operators come producers first."""
+        name = operator.name
+        self._values[name] = [None] * self._rows.num_rows(name)
+        for row, known in self._compiled.known.get(name, {}).items():
+            self._values[name][row] = known[0] if len(known) == 1 else known
+        for row in self._compiled.demand.rows(name):
+            cell = (name, row)
+            sources = [source for source in self._sources(operator, row) if not self._has(source)]
+            self._missing[cell] = len(sources)
+            for source in sources:
+                self._readers.setdefault(source, []).append(cell)
+            if not sources:
+                self._ready.append(cell)
+
+    def _sources(self, operator: Operator, row: int) -> set[Cell]:
+        """Returns the rows a value is made from; a conversation's are those of all its turns."""
+        name = operator.name
+        if isinstance(operator, Llm) and operator.history is not None:
+            reads = {
+                reference
+                for message in self._messages[name]
+                for reference in references(message.content)
+            }
+            cells = [(read, self._rows.source_row(name, row, read)) for read in reads]
+        else:
+            cells = list(self._rows.dependencies(name, row))
+        return {(source, self._representative(source, at)) for source, at in cells}
+
+    def _representative(self, name: str, row: int) -> int:
+        """Returns the row that is computed for this one (rule ``merge_equal_rows``)."""
+        rows = self._compiled.representatives.get(name)
+        return row if rows is None else rows[row]
+
+    def _slot(self, name: str, row: int) -> _Slot:
+        return self._values[name][self._representative(name, row)]
+
+    def _has(self, cell: Cell) -> bool:
+        return self._values[cell[0]][cell[1]] is not None
 
     def _drain(self) -> None:
         """Starts everything that is ready; values at hand are computed on the spot."""
@@ -139,34 +198,29 @@ class _Run:
             name, row = self._ready.popleft()
             operator = self._plan.by_name[name]
             if any(
-                isinstance(self._values[source][source_row], _Failed)
-                for source, source_row in self._rows.dependencies(name, row)
+                isinstance(self._values[source][at], _Failed)
+                for source, at in self._sources(operator, row)
             ):
                 self._finish(name, row, _FAILED)
             elif isinstance(operator, Llm):
-                known = self._compiled.known.get(name, {}).get(row)
-                if known is not None:
-                    self._finish(name, row, known[0] if operator.sampling.n == 1 else known)
-                else:
-                    self._start(self._call(operator, row))
+                self._start(self._call(operator, row))
             elif isinstance(operator, Lambda):
                 self._start(self._apply(operator, row))
             else:
                 self._finish(name, row, self._evaluate(operator, row))
 
-    def _start(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _finish(self, name: str, row: int, value: Value | _Failed) -> None:
         self._values[name][row] = value
-        for consumer in self._plan.consumers()[name]:
-            missing = self._missing[consumer]
-            for consumer_row in self._rows.dependent_rows(consumer, name, row):
-                missing[consumer_row] -= 1
-                if missing[consumer_row] == 0:
-                    self._ready.append((consumer, consumer_row))
+        for reader in self._readers.pop((name, row), ()):
+            self._missing[reader] -= 1
+            if self._missing[reader] == 0:
+                del self._missing[reader]
+                self._ready.append(reader)
 
     def _fail(self, name: str, row: int, reason: str) -> None:
         self._failures.append(RowFailure(name, row, reason))
@@ -205,7 +259,8 @@ class _Run:
     async def _call(self, operator: Llm, row: int) -> None:
         name = operator.name
         prompt = operator.prompt
-        call = ModelCall(
+        engine, context = self._place(name, row)
+        call = Call(
             messages=tuple(
                 (message.role, self._fill(message.content, name, row))
                 for message in self._messages.get(name, ())
@@ -213,12 +268,10 @@ class _Run:
             prompt=None if prompt is None else self._fill(prompt, name, row),
             sampling=operator.sampling,
             model=operator.model,
-            context=self._context(name, row),
-            cache_salt=self.cache_salt,
         )
         answer: ModelAnswer | None = None
         try:
-            answer = await self._backend.call(call)
+            answer = await engine.call(ModelCall(call, context, self.cache_salt))
         except EngineError as error:
             self._fail(name, row, str(error))
         else:
@@ -236,10 +289,18 @@ class _Run:
             self.on_call(name, row, answer)
         self._drain()
 
-    def _context(self, name: str, row: int) -> WorkflowContext | None:
-        if self._digest is None or name not in self._planned:
-            return None
-        return WorkflowContext(plan=self._digest, run=self._run, operator=name, row=row)
+    def _place(self, name: str, row: int) -> tuple[EngineBackend, WorkflowContext | None]:
+        if self._schedule is None:
+            return self._engines[0], None
+        place = self._schedule.place(name, row)
+        context = WorkflowContext(
+            plan=self._digests[place.engine],
+            run=self._run,
+            operator=name,
+            row=row,
+            rank=place.rank,
+        )
+        return self._engines[place.engine], context
 
     def _fill(self, text: Text, name: str, row: int) -> str:
         def value_of(reference: Reference) -> str:
@@ -252,6 +313,6 @@ class _Run:
         return self._get(source, self._rows.source_row(name, row, source))
 
     def _get(self, name: str, row: int) -> Value:
-        value = self._values[name][row]
+        value = self._slot(name, row)
         assert value is not None and not isinstance(value, _Failed), f"{name}[{row}] is not there"
         return value

@@ -65,9 +65,7 @@ def test_a_context_never_changes_the_answer(client, registered):
     plain = chat(client).choices[0].message.content
     planned = chat(client, extra_body={"workflow": CONTEXT})
     assert planned.choices[0].message.content == plain
-    assert planned.model_extra["helium"] == {
-        "plan": registered, "run": "r1", "planned": True
-    }
+    assert planned.model_extra["helium"] == {"plan": registered, "run": "r1", "planned": True}
 
 
 def test_completions_and_responses_take_a_context(client, registered):
@@ -94,10 +92,16 @@ def test_streams_give_the_same_text_and_one_report(client, registered):
             model="tiny", prompt="x", max_tokens=4, stream=True, extra_body={"workflow": CONTEXT}
         )
     )
-    assert [piece.model_extra["helium"]["planned"] for piece in pieces if "helium" in piece.model_extra] == [True]
+    assert [
+        piece.model_extra["helium"]["planned"] for piece in pieces if "helium" in piece.model_extra
+    ] == [True]
     events = list(
         client.responses.create(
-            model="tiny", input="x", max_output_tokens=4, stream=True, extra_body={"workflow": CONTEXT}
+            model="tiny",
+            input="x",
+            max_output_tokens=4,
+            stream=True,
+            extra_body={"workflow": CONTEXT},
         )
     )
     assert events[-1].response.model_extra["helium"]["planned"] is True
@@ -131,8 +135,9 @@ def test_several_choices_and_prompts_carry_one_report(client, registered):
 def test_a_second_call_reports_its_cached_tokens(client):
     long = [{"role": "user", "content": "tomatoes and beans " * 20}]
     counts = [
-        client.chat.completions.create(model="tiny", messages=long, max_tokens=2)
-        .usage.prompt_tokens_details.cached_tokens
+        client.chat.completions.create(
+            model="tiny", messages=long, max_tokens=2
+        ).usage.prompt_tokens_details.cached_tokens
         for _ in range(2)
     ]
     assert counts[0] < counts[1]
@@ -179,7 +184,7 @@ def test_a_malformed_context_is_refused_at_the_edge(helium_server, name):
         ("/v1/completions", {"prompt": "x"}),
         ("/v1/responses", {"input": "x"}),
     ):
-        payload = {key: value for key, value in (body | rest).items()}
+        payload = body | rest
         if path == "/v1/responses":
             payload["max_output_tokens"] = payload.pop("max_tokens")
         status, answer = send(helium_server, "POST", path, json.dumps(payload).encode())
@@ -206,7 +211,9 @@ BAD_PLANS = {
         GOOD | {"operators": [{"name": "a", "rank": 0, "reads": ["ghost"]}]}
     ).encode(),
     "rank negative": json.dumps(GOOD | {"operators": [{"name": "a", "rank": -1}]}).encode(),
-    "NaN output": b'{"version":1,"workflow":"w","operators":[{"name":"a","rank":0,"output_tokens":NaN}]}',
+    "NaN output": json.dumps(
+        GOOD | {"operators": [{"name": "a", "rank": 0, "output_tokens": float("nan")}]}
+    ).encode(),
     "no root": json.dumps(GOOD | {"templates": []}).encode(),
     "parent after child": json.dumps(GOOD | {"templates": [{"parent": 0}, {"parent": 2}]}).encode(),
     "path off the tree": json.dumps(

@@ -9,7 +9,8 @@ from helium.errors import PlanError
 from helium.protocol import WorkflowContext
 from vllm_helium.request import parse_context, write_context
 
-Workflow = WorkflowContext | dict[str, Any] | Sequence[WorkflowContext | dict[str, Any] | None] | None
+Context = WorkflowContext | dict[str, Any]
+Workflow = Context | Sequence[Context | None] | None
 """One context for every prompt, or one per prompt, or none."""
 
 
@@ -42,7 +43,7 @@ def with_workflow(params: Any, workflow: Workflow) -> Any:
     return [_carry(one, context) for one, context in zip(each, workflow, strict=True)]
 
 
-def _carry(params: Any, workflow: WorkflowContext | dict[str, Any] | None) -> Any:
+def _carry(params: Any, workflow: Context | None) -> Any:
     if workflow is None:
         return params
     copy = params.clone()

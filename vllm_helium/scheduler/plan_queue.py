@@ -97,10 +97,7 @@ class PlanQueue(RequestQueue):
             assert oldest is not None, "a planned request is missing from the order of arrival"
             if self.now - oldest.request.arrival_time > self._aging_s:
                 planned = oldest
-            if (
-                ordinary is None
-                or ordinary.request.arrival_time > planned.request.arrival_time
-            ):
+            if ordinary is None or ordinary.request.arrival_time > planned.request.arrival_time:
                 return planned.request
         if ordinary is None:
             raise IndexError("no request is waiting")

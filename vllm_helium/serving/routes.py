@@ -77,7 +77,8 @@ async def drop_plan(digest: str, raw: Request) -> JSONResponse:
     answers = await call_engines_async(raw.app.state.engine_client, "drop_plan", digest)
     if not any(answers):
         return error_response(
-            HTTPStatus.NOT_FOUND, f"no plan {digest!r} is registered; GET /v1/helium/plans lists them"
+            HTTPStatus.NOT_FOUND,
+            f"no plan {digest!r} is registered; GET /v1/helium/plans lists them",
         )
     return JSONResponse({"digest": digest, "object": "helium.plan", "deleted": True})
 

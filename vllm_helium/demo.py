@@ -1,0 +1,141 @@
+"""The demo: a Map-Reduce workflow on a real model, with Helium on and off.
+
+    python -m vllm_helium.demo
+
+Several experts answer each question, an editor makes one answer of theirs. The model is the small
+one that comes along (135M parameters): its answers are simple, its token counts are real.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import time
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from helium import graphs, ops
+from helium.dsl.graph import Graph
+from helium.plan.operators import Sampling
+from helium.runtime import RunResult, run_plan
+from helium.runtime.invoke import plan
+from helium.templates.tokenizer import TransformersTokenizer
+from vllm_helium.models.smollm2 import ensure_smollm2
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+QUESTIONS = (
+    "Why do leaves change color in autumn?",
+    "Why is the sky blue?",
+    "How do vaccines protect us?",
+    "Why do ships float?",
+    "What causes the seasons?",
+    "Why do we need sleep?",
+)
+EXPERTS = {
+    "scientist": "You are a scientist. Explain facts precisely and briefly.",
+    "teacher": "You are a school teacher. Explain things simply, with an everyday example.",
+    "skeptic": "You are a careful skeptic. Point out a common mistake people make.",
+    "colleague": "You are a scientist. Explain facts precisely and briefly.",
+}
+EDITOR = "You are an editor. You turn notes into one clear and short answer."
+
+
+def build_graph(max_tokens: int) -> Graph:
+    """Builds the workflow: four experts per question (two of them equal), then an editor."""
+    question = ops.placeholder("question")
+    sampling = Sampling(max_tokens=max_tokens)
+    notes = [
+        ops.llm(
+            [ops.Msg("system", role), ops.Msg("user", [question, " Answer in two sentences."])],
+            name=name,
+            sampling=sampling,
+        )
+        for name, role in EXPERTS.items()
+    ]
+    parts: list[object] = ["Question: ", question, "\n"]
+    for number, note in enumerate(notes, start=1):
+        parts += [f"Note {number}: ", note, "\n"]
+    parts.append("Write one short answer to the question from these notes.")
+    answer = ops.llm(
+        [ops.Msg("system", EDITOR), ops.Msg("user", parts)], name="editor", sampling=sampling
+    )
+    return graphs.build({"answer": answer})
+
+
+def make_llm(model: str, is_on: bool) -> LLM:
+    """Builds the engine, as anybody would; ``helium=True`` is the whole difference."""
+    from vllm import LLM
+
+    options = {"helium": True} if is_on else {}
+    return LLM(
+        model,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=4096,
+        max_num_seqs=16,
+        block_size=32,
+        kv_cache_memory_bytes=1 << 30,
+        **options,
+    )
+
+
+def run(model: str, graph: Graph, is_on: bool) -> tuple[RunResult, float]:
+    """Runs the workflow on a fresh engine; returns its result and the planning time in seconds."""
+    from vllm_helium.llm_backend import LLMBackend
+
+    llm = make_llm(model, is_on)
+    compiled = graph.compile(question=QUESTIONS)
+    started = time.perf_counter()
+    schedule = None
+    if is_on:
+        schedule = plan(compiled, TransformersTokenizer(llm.get_tokenizer()), workflow="demo")
+        compiled = schedule.compiled
+    planning_s = time.perf_counter() - started
+    num_calls = sum(len(compiled.calls(op.name)) for op in compiled.plan.llm_operators)
+    label = f"Helium {'on' if is_on else 'off'}"
+    with tqdm(total=num_calls, desc=label, unit="call") as bar, LLMBackend(llm) as backend:
+        result = asyncio.run(
+            run_plan(compiled, backend, schedule=schedule, on_call=lambda *_: bar.update())
+        )
+    del backend, llm
+    gc.collect()
+    return result, planning_s
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="model folder; default: the small model from PyPI")
+    parser.add_argument("--max-tokens", type=int, default=48, help="output tokens per call")
+    options = parser.parse_args()
+    # One process and quiet logs, so that the output is the demo's.
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    model = options.model or str(ensure_smollm2())
+    graph = build_graph(options.max_tokens)
+    on, planning_s = run(model, graph, True)
+    off, _ = run(model, graph, False)
+    for question, answer in zip(QUESTIONS, on.outputs["answer"], strict=True):
+        print(f"\nQ: {question}\nA: {answer}")
+    print(f"\n{'':12}{'calls':>8}{'prompt':>9}{'cached':>9}{'computed':>10}{'output':>9}{'s':>8}")
+    for label, result in (("Helium on", on), ("Helium off", off)):
+        total = result.total
+        print(
+            f"{label:12}{total.num_calls:8}{total.num_prompt_tokens:9}{total.num_cached_tokens:9}"
+            f"{total.num_computed_tokens:10}{total.num_output_tokens:9}{result.elapsed_s:8.1f}"
+        )
+    is_equal = on.outputs == off.outputs
+    print(
+        f"\nanswers equal: {'yes' if is_equal else 'NO'}; planning took {planning_s * 1e3:.0f} ms"
+    )
+    if on.failures or off.failures or not is_equal:
+        raise SystemExit(f"failed calls: {on.failures + off.failures}, equal: {is_equal}")
+
+
+if __name__ == "__main__":
+    main()
