@@ -28,7 +28,7 @@ def plan(
     num_engines: int = 1,
     switches: Switches = ALL_ON,
 ) -> WorkflowPlan:
-    """Optimizes a bound workflow and schedules what is left; see ``optimize``, ``plan_workflow``."""
+    """Optimizes a bound workflow and schedules it; see ``optimize`` and ``plan_workflow``."""
     optimized = optimize(compiled, switches).compiled
     return plan_workflow(
         optimized, tokenizer, workflow=workflow, profile=profile, num_engines=num_engines
