@@ -123,7 +123,10 @@ def _names(nodes: Sequence[Node]) -> dict[str, str]:
     numbers: dict[str, int] = {}
     for node in nodes:
         if node.id not in names:
-            names[node.id] = _free_name(node.scope + _stem(node, names), taken, numbers)
+            stem = node.scope + _stem(node, names)
+            if isinstance(node.operator, Output) and stem in taken:
+                stem = f"{stem}.output"
+            names[node.id] = _free_name(stem, taken, numbers)
     return names
 
 
