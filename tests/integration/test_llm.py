@@ -1,0 +1,229 @@
+"""``LLM(MODEL, helium=...)`` as a user meets it, against the same engine without Helium."""
+
+import asyncio
+import os
+
+import msgspec
+import pytest
+
+from benchmarks.workflows import mapreduce
+from helium.errors import ConfigError, EngineError, PlanError
+from helium.plan.interpret import interpret
+from helium.plan.operators import Sampling
+from helium.protocol import EnginePlan, PlanOperator, WorkflowContext
+from helium.runtime import ModelCall, invoke_async, run_plan
+from helium.templates.tokenizer import TransformersTokenizer
+from tests.integration.conftest import FAST_ENGINE_ARGUMENTS, FAST_ENGINE_ENVIRONMENT
+
+pytestmark = pytest.mark.engine
+
+PLAN = EnginePlan(
+    version=1,
+    workflow="w",
+    operators=(PlanOperator(name="a", rank=1), PlanOperator(name="b", rank=0)),
+)
+
+
+def make_llm(model, **options):
+    os.environ.update(FAST_ENGINE_ENVIRONMENT)
+    from vllm import LLM
+
+    return LLM(str(model), max_num_seqs=8, **(FAST_ENGINE_ARGUMENTS | options))
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model):
+    return make_llm(tiny_model, helium=True)
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_model):
+    return make_llm(tiny_model)
+
+
+def scheduler_of(llm):
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def greedy(max_tokens=8):
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True)
+
+
+def texts(outputs):
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_helium_off_is_upstreams_scheduler(stock):
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert type(scheduler_of(stock)) is Scheduler
+    assert stock.llm_engine.vllm_config.helium_config is None
+    with pytest.raises(EngineError, match="without Helium"):
+        from vllm_helium.integration.engine_rpc import call_engines
+
+        call_engines(stock, "status")
+
+
+def test_a_context_is_read_and_changes_no_output(llm, stock):
+    from vllm_helium.integration.engine_rpc import call_engines
+
+    (answer,) = call_engines(llm, "register_plan", PLAN.to_json())
+    prompts = [f"the {word} garden" for word in ("red", "green", "blue")]
+    contexts = [
+        WorkflowContext(plan=answer["digest"], run="r", operator="a"),
+        {"plan": answer["digest"], "run": "r", "operator": "b", "row": 3},
+        None,
+    ]
+    outputs = llm.generate(prompts, greedy(), use_tqdm=False, workflow=contexts)
+    assert texts(outputs) == texts(stock.generate(prompts, greedy(), use_tqdm=False))
+    assert [output.helium and output.helium["planned"] for output in outputs] == [True, True, None]
+
+
+def test_chat_takes_a_context_for_all(llm, stock):
+    messages = [[{"role": "user", "content": text}] for text in ("one", "two")]
+    context = WorkflowContext(plan="f" * 64, run="r", operator="a")
+    outputs = llm.chat(messages, greedy(), use_tqdm=False, workflow=context)
+    assert texts(outputs) == texts(stock.chat(messages, greedy(), use_tqdm=False))
+    assert all("not registered" in output.helium["note"] for output in outputs)
+
+
+def test_a_bad_context_is_refused_before_the_engine_sees_it(llm):
+    with pytest.raises(PlanError, match="plan"):
+        llm.generate(["x"], greedy(), use_tqdm=False, workflow={"plan": "short"})
+    with pytest.raises(PlanError, match="2 contexts for 1"):
+        good = WorkflowContext(plan="f" * 64, run="r", operator="a")
+        llm.generate(["x"], [greedy()], use_tqdm=False, workflow=[good, good])
+    assert texts(llm.generate(["x"], greedy(), use_tqdm=False))
+
+
+def test_garbage_in_extra_args_is_ordinary_traffic(llm):
+    params = greedy()
+    params.extra_args = {"helium": {"plan": 7, "segment_lengths": [-1]}}
+    (output,) = llm.generate(["x"], params, use_tqdm=False)
+    assert output.helium is None and output.outputs[0].token_ids
+
+
+def test_the_plan_decides_the_order_of_waiting_requests(llm):
+    from vllm_helium.integration.engine_rpc import call_engines
+
+    (answer,) = call_engines(llm, "register_plan", PLAN.to_json())
+    scheduler = scheduler_of(llm)
+    started = []
+    original = scheduler.schedule
+
+    def record(*args, **kwargs):
+        output = original(*args, **kwargs)
+        started.extend(request.req_id for request in output.scheduled_new_reqs)
+        return output
+
+    scheduler.schedule = record
+    try:
+        contexts = [
+            WorkflowContext(plan=answer["digest"], run="r", operator="a" if row < 12 else "b")
+            for row in range(24)
+        ]
+        ids = llm.enqueue([f"row {row}" for row in range(24)], greedy(4), workflow=contexts)
+        llm.wait_for_completion(use_tqdm=False)
+    finally:
+        del scheduler.schedule
+    order = [
+        next(row for row, i in enumerate(ids) if started_id.startswith(i)) for started_id in started
+    ]
+    assert sorted(order[:12]) == list(range(12, 24)), "rank 0 is operator b, rows 12 to 23"
+
+
+def naive(llm, compiled):
+    """Runs a workflow call by call, in plan order, with nothing of ours."""
+    from vllm_helium.llm_backend import sampling_params
+
+    def model(call, operator, row):
+        messages = [{"role": role, "content": content} for role, content in call.messages]
+        (output,) = llm.chat([messages], sampling_params(call.sampling), use_tqdm=False)
+        return tuple(choice.text for choice in output.outputs)
+
+    return interpret(compiled, model)
+
+
+def test_a_workflow_gives_what_a_naive_sequential_run_gives(llm, stock):
+    from vllm_helium.llm_backend import LLMBackend
+
+    workload = mapreduce.build_mmlu(3, scale=0.2, max_tokens=6)
+    expected = naive(stock, workload.graph.compile(**workload.batch))
+    tokenizer = TransformersTokenizer(llm.get_tokenizer())
+    with LLMBackend(llm) as backend:
+        result = asyncio.run(invoke_async(workload.graph, workload.batch, backend, tokenizer))
+    assert result.outputs == expected
+    assert result.failures == []
+    assert result.total.num_calls == 3 * 8
+    with LLMBackend(stock) as backend:
+        plain = asyncio.run(run_plan(workload.graph.compile(**workload.batch), backend))
+    assert plain.outputs == expected and plain.total.num_calls == 3 * 15
+
+
+def request_of(text, **sampling):
+    from helium.plan.calls import Call
+
+    call = Call((("user", text),), None, msgspec.convert(sampling, Sampling), None)
+    return ModelCall(call)
+
+
+def test_the_backend_names_what_it_refuses_and_goes_on(llm):
+    from vllm_helium.llm_backend import LLMBackend
+
+    async def main(backend):
+        with pytest.raises(EngineError, match="maximum"):
+            await backend.call(request_of("long " * 2_000, max_tokens=2))
+        return await backend.call(request_of("short", max_tokens=2))
+
+    with LLMBackend(llm) as backend:
+        assert len(asyncio.run(main(backend)).texts) == 1
+
+
+def test_cancelled_calls_free_their_blocks(llm):
+    from vllm_helium.llm_backend import LLMBackend
+
+    pool = scheduler_of(llm).kv_cache_manager.block_pool
+    before = pool.get_num_free_blocks()
+
+    async def main(backend):
+        tasks = [
+            asyncio.create_task(
+                backend.call(request_of(f"{row}", max_tokens=1500, ignore_eos=True))
+            )
+            for row in range(6)
+        ]
+        await asyncio.sleep(0.3)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await backend.call(request_of("after", max_tokens=2))
+
+    with LLMBackend(llm) as backend:
+        asyncio.run(main(backend))
+    assert scheduler_of(llm).get_num_unfinished_requests() == 0
+    assert pool.get_num_free_blocks() == before
+
+
+def test_a_closed_backend_ends_every_call(llm):
+    from vllm_helium.llm_backend import LLMBackend
+
+    async def main():
+        backend = LLMBackend(llm)
+        task = asyncio.create_task(backend.call(request_of("x", max_tokens=1500, ignore_eos=True)))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(backend.close)
+        with pytest.raises(EngineError, match="closed"):
+            await task
+        with pytest.raises(EngineError, match="closed"):
+            await backend.call(request_of("y", max_tokens=2))
+
+    asyncio.run(main())
+
+
+def test_bad_options_are_refused_at_construction(tiny_model):
+    with pytest.raises(ConfigError, match=r"helium\.order"):
+        make_llm(tiny_model, helium={"order": "sideways"})
+    with pytest.raises(Exception, match="scheduler_cls"):
+        make_llm(tiny_model, helium=True, scheduler_cls="vllm.v1.core.sched.scheduler.Scheduler")
