@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from helium.cost import Estimates, Profile, TokenStepModel, operator_signatures
-from helium.plan.compiled_plan import bind
+from helium.plan.compiled_plan import CompiledPlan, bind
 from helium.plan.logical_plan import LogicalPlan
 from helium.plan.operators import Input, Llm, Message, Operator, Output, Reference
 from helium.plan.text import text
@@ -20,7 +20,7 @@ from helium.planner.lowering import Lowering
 from helium.planner.problem import Problem
 from helium.templates import WordTokenizer
 
-KV_CAPACITY_TOKENS = 8_192
+MODEL = TokenStepModel(kv_capacity_tokens=8_192)
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Instance:
     num_rows: int
     num_engines: int = 1
 
-    def problem(self) -> Problem:
-        """Returns the call-by-call scheduling problem under the paper's model."""
+    def compile(self) -> tuple[CompiledPlan, Profile]:
+        """Returns the bound plan, and a profile that holds the output lengths."""
         plan = LogicalPlan(self.operators)
         plan.validate()
         batch = {
@@ -51,10 +51,14 @@ class Instance:
         signatures = operator_signatures(plan)
         for operator, num_tokens in self.output_tokens.items():
             profile.observe_output(signatures[operator], num_tokens)
+        return bind(plan, batch), profile
+
+    def problem(self) -> Problem:
+        """Returns the call-by-call scheduling problem under the paper's model."""
+        compiled, profile = self.compile()
         tokenizer = WordTokenizer()
-        compiled = bind(plan, batch)
         lowering = Lowering(compiled, tokenizer, Estimates(compiled, tokenizer, profile))
-        return lowering.call_problem(TokenStepModel(KV_CAPACITY_TOKENS), self.num_engines)
+        return lowering.call_problem(MODEL, self.num_engines)
 
 
 def map_reduce(agents: int, rows: int, engines: int = 1) -> Instance:

@@ -19,7 +19,7 @@ def query_wise(problem: Problem) -> Assignment:
     """One query after the other, each in topological order."""
     by_query = sorted(range(problem.num_tasks), key=lambda task: (problem.tasks[task].row, task))
     # A task may read another row's (slices, concatenations); producers still come first.
-    return Assignment(_topological(problem, by_query), _sliced_engines(problem))
+    return Assignment(producers_first(problem, by_query), _sliced_engines(problem))
 
 
 def op_wise(problem: Problem) -> Assignment:
@@ -50,8 +50,8 @@ BASELINES: dict[str, Callable[[Problem], Assignment]] = {
 }
 
 
-def _topological(problem: Problem, preferred: Sequence[int]) -> list[int]:
-    """Returns the preferred order, each task preceded by the producers it still lacks."""
+def producers_first(problem: Problem, preferred: Sequence[int]) -> list[int]:
+    """Returns the preferred order, each task preceded by the producers it still lacks; linear."""
     order: list[int] = []
     done: set[int] = set()
     for wanted in preferred:

@@ -78,6 +78,7 @@ class Problem:
         calls, delays, depths: Per task: calls, wait of its readers, longest chain of producers.
         producers, consumers: Per task: its neighbours.
         priorities: Per task: length of the longest chain from its start to the end of the run.
+        usages: Answers of ``usage`` so far, by ``previous * num_tasks + task``.
     """
 
     tasks: Sequence[Task]
@@ -90,7 +91,7 @@ class Problem:
     producers: list[tuple[int, ...]] = field(init=False)
     consumers: list[list[int]] = field(init=False)
     priorities: list[float] = field(init=False)
-    _usages: dict[int, float] = field(init=False, default_factory=dict)
+    usages: dict[int, float] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         tasks, model, tokens = self.tasks, self.model, self.tree.tokens
@@ -121,9 +122,9 @@ class Problem:
     def usage(self, previous: int, task: int) -> float:
         """Returns the usage of all calls of ``task`` right after ``previous`` (-1: none)."""
         key = previous * len(self.tasks) + task
-        usage = self._usages.get(key)
+        usage = self.usages.get(key)
         if usage is None:
-            usage = self._usages[key] = self._usage(previous, task)
+            usage = self.usages[key] = self._usage(previous, task)
         return usage
 
     def is_nested(self, previous: int, task: int) -> bool:

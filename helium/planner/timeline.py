@@ -84,14 +84,25 @@ class Evaluator:
 
     def __init__(self, problem: Problem) -> None:
         n = problem.num_tasks
+        calls = problem.calls
         self._problem = problem
-        self._firsts = [0.0] * n
+        # Producers a task follows row by row, and those it must wait for as a whole.
+        self._row_wise: list[list[int]] = []
+        self._whole: list[list[int]] = []
+        for task, producers in enumerate(problem.producers):
+            is_vector = calls[task] > 1
+            self._row_wise.append([p for p in producers if is_vector and calls[p] > 1])
+            self._whole.append([p for p in producers if not (is_vector and calls[p] > 1)])
         self.starts = [0.0] * n
         self.ends = [0.0] * n
         self.num_evaluated = 0
-        start = ((0.0,) * problem.num_engines, (-1,) * problem.num_engines, 0.0, 0.0)
-        self._states: list[tuple[tuple[float, ...], tuple[int, ...], float, float]] = [start]
-        self._states += [start] * n
+        # When readers of the first row, and of all rows, may start.
+        self._first_ready = [0.0] * n
+        self._all_ready = [0.0] * n
+        self._clock_after = [0.0] * n
+        # Makespan and total usage before each position.
+        self._makespans = [0.0] * (n + 1)
+        self._totals = [0.0] * (n + 1)
 
     def evaluate(
         self, order: Sequence[int], engines: Sequence[int], start: int = 0
@@ -102,13 +113,17 @@ class Evaluator:
             start: Positions before it are as in the last evaluation and are not looked at again.
         """
         problem = self._problem
-        calls, delays, producers = problem.calls, problem.delays, problem.producers
-        starts, ends, firsts, states = self.starts, self.ends, self._firsts, self._states
-        usages, usage_of, n = problem._usages, problem.usage, len(calls)
-        clocks_before, last_before, makespan, total = states[start]
-        clocks, last = list(clocks_before), list(last_before)
+        usages, usage_of, n = problem.usages, problem.usage, len(order)
+        calls, delays = problem.calls, problem.delays
+        row_wise, whole = self._row_wise, self._whole
+        starts, ends, clock_after = self.starts, self.ends, self._clock_after
+        first_ready, all_ready = self._first_ready, self._all_ready
+        makespans, totals = self._makespans, self._totals
+        clocks, last = self._engines_before(order, engines, start)
+        makespan, total = makespans[start], totals[start]
         for position in range(start, n):
-            states[position] = (tuple(clocks), tuple(last), makespan, total)
+            makespans[position] = makespan
+            totals[position] = total
             task = order[position]
             engine = engines[task]
             before = last[engine]
@@ -116,31 +131,50 @@ class Evaluator:
             if usage is None:
                 usage = usage_of(before, task)
             begin = clocks[engine]
-            num_calls = calls[task]
-            end = 0.0
-            for producer in producers[task]:
-                if num_calls > 1 and calls[producer] > 1:  # row by row
-                    ready = firsts[producer] + delays[producer]
-                    stretched = ends[producer] + delays[producer] + usage / num_calls
-                    if stretched > end:
-                        end = stretched
-                else:
-                    ready = ends[producer] + delays[producer]
-                if ready > begin:
-                    begin = ready
-            clocks[engine] = begin + usage  # rows it still waits for leave the engine to others
-            if begin + usage > end:
-                end = begin + usage
+            inputs_end = 0.0
+            for producer in row_wise[task]:
+                if first_ready[producer] > begin:
+                    begin = first_ready[producer]
+                if all_ready[producer] > inputs_end:
+                    inputs_end = all_ready[producer]
+            for producer in whole[task]:
+                if all_ready[producer] > begin:
+                    begin = all_ready[producer]
+            clock = begin + usage  # rows it still waits for leave the engine to others
+            per_call = usage / calls[task]
+            end = inputs_end + per_call
+            if end < clock:
+                end = clock
             starts[task] = begin
-            firsts[task] = begin + usage / num_calls
             ends[task] = end
+            clocks[engine] = clock_after[task] = clock
             last[engine] = task
+            delay = delays[task]
+            first_ready[task] = begin + per_call + delay
+            all_ready[task] = end + delay
             total += usage
             if end > makespan:
                 makespan = end
-        states[n] = (tuple(clocks), tuple(last), makespan, total)
+        makespans[n], totals[n] = makespan, total
         self.num_evaluated += n - start
         return makespan, total
+
+    def _engines_before(
+        self, order: Sequence[int], engines: Sequence[int], start: int
+    ) -> tuple[list[float], list[int]]:
+        """Returns clock and last task of every engine before a position."""
+        num_engines = self._problem.num_engines
+        clocks, last = [0.0] * num_engines, [-1] * num_engines
+        num_found = 0
+        for position in range(start - 1, -1, -1):
+            task = order[position]
+            engine = engines[task]
+            if last[engine] < 0:
+                last[engine], clocks[engine] = task, self._clock_after[task]
+                num_found += 1
+                if num_found == num_engines:
+                    break
+        return clocks, last
 
 
 def _latest_producer(problem: Problem, evaluator: Evaluator, task: int) -> int:

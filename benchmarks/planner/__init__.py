@@ -1,0 +1,1 @@
+"""Benchmarks of the planner: distance to the proven optimum, planning time and memory."""
