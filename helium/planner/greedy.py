@@ -45,8 +45,8 @@ def schedule_on_tree(problem: Problem, engines: Sequence[int]) -> Assignment:
 def schedule_on_engines(problem: Problem) -> Assignment:
     """Places tasks one by one, the longest way to the end first, where each would end first.
 
-    Where it ends depends on the engine's clock (load) and on the prefix it shares with the task
-    before it there (affinity). O(n * (engines + log n)).
+    Where it ends depends on the engine's clock (load), and on the prefix it shares with the task
+    before it there and with the conversation it continues (affinity). O(n * (engines + log n)).
     """
     state = _State(problem)
     engines = [0] * problem.num_tasks
@@ -59,13 +59,16 @@ def schedule_on_engines(problem: Problem) -> Assignment:
     while heap:
         _, task = heappop(heap)
         ready = state.ready[task]
-        engine = min(
-            range(problem.num_engines),
-            key=lambda e: (
-                max(state.clocks[e], ready) + problem.usage(state.last[e], task),
-                e,
-            ),
-        )
+        history = problem.tasks[task].history
+        saving = problem.history_saving(task) if problem.num_engines > 1 else 0.0
+        best = float("inf")
+        engine = 0
+        for candidate in range(problem.num_engines):
+            end = max(state.clocks[candidate], ready) + problem.usage(state.last[candidate], task)
+            if history >= 0 and engines[history] == candidate:
+                end -= saving
+            if end < best:
+                best, engine = end, candidate
         engines[task] = engine
         for released in state.run(task, engine):
             heappush(heap, (-problem.priorities[released], released))

@@ -39,6 +39,7 @@ class _Search:
         self._engines = list(assignment.engines)
         self._evaluator = Evaluator(problem)
         self._neighbours = _tree_neighbours(problem)
+        self._conversations = _conversations(problem)
         self._positions = [0] * problem.num_tasks
         self._renumber(0, problem.num_tasks)
 
@@ -77,11 +78,17 @@ class _Search:
         return self._move_block()
 
     def _move_engine(self) -> tuple[int, int]:
+        """Moves a task to another engine, with those of its conversation on the same engine."""
         task = self._random.randrange(self._problem.num_tasks)
+        old = self._engines[task]
         other = self._random.randrange(self._problem.num_engines - 1)
         self._engines = list(self._engines)
-        self._engines[task] = other + (other >= self._engines[task])
-        return self._positions[task], self._positions[task] + 1
+        moved = [t for t in self._conversations[task] if self._engines[t] == old]
+        for each in moved:
+            self._engines[each] = other + (other >= old)
+        # What follows the first of them may change; the order itself does not.
+        positions = [self._positions[each] for each in moved]
+        return min(positions), max(positions) + 1
 
     def _move_block(self) -> tuple[int, int]:
         order, positions, draw = self._order, self._positions, self._random.randrange
@@ -119,6 +126,16 @@ class _Search:
     def _renumber(self, start: int, stop: int) -> None:
         for position in range(start, stop):
             self._positions[self._order[position]] = position
+
+
+def _conversations(problem: Problem) -> list[list[int]]:
+    """Returns, for each task, all tasks of its conversation, itself among them."""
+    conversations: list[list[int]] = []
+    for index, task in enumerate(problem.tasks):
+        conversation = conversations[task.history] if task.history >= 0 else []
+        conversation.append(index)
+        conversations.append(conversation)
+    return conversations
 
 
 def _tree_neighbours(problem: Problem) -> list[list[int]]:

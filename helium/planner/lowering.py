@@ -73,6 +73,7 @@ class Lowering:
                     self.tree.leaves[name],
                     self.output_tokens[name],
                     tuple(indices[read] for read in self.reads[name]),
+                    indices.get(operator.history or "", -1),
                 )
             )
         return Problem(tasks, self.prefixes, model, num_engines)
@@ -101,7 +102,11 @@ class Lowering:
                 if row in to_call:
                     waits[name, row] = (len(tasks),)
                     leaf, output = self.tree.leaves[name], self.output_tokens[name]
-                    tasks.append(Task(name, row, 1, leaf, output, tuple(reads)))
+                    history = operator.history if isinstance(operator, Llm) else None
+                    spoken = waits.get((history or "", row), ())
+                    tasks.append(
+                        Task(name, row, 1, leaf, output, tuple(reads), max(spoken, default=-1))
+                    )
         return Problem(tasks, self.prefixes, model, num_engines)
 
     def _llm_reads(self) -> Mapping[str, tuple[str, ...]]:

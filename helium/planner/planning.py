@@ -6,6 +6,8 @@ slices only where it pays, and improvement by local moves.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from helium.cost.estimates import Estimates
 from helium.cost.model import CostModel, TokenStepModel
 from helium.cost.profile import Profile
@@ -124,6 +126,7 @@ def _plan(
     is_by_call: bool = True,
 ) -> WorkflowPlan:
     timeline = simulate(problem, assignment)
+    critical = [problem.tasks[task].operator for task in timeline.critical_path()]
     calls: dict[tuple[str, int], CallPlace] = {}
     if is_by_call:
         ranks = [0] * problem.num_engines
@@ -141,6 +144,7 @@ def _plan(
         makespan=timeline.makespan,
         unit=problem.model.unit,
         predictions=predict(problem, timeline, num_slices, lowering.num_calls),
+        critical_path=tuple(name for name, _ in groupby(critical)),
         lowering=lowering,
         _calls=calls,
     )

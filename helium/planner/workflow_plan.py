@@ -54,6 +54,7 @@ class Prediction:
         prefill_tokens: Prompt tokens to compute.
         cached_tokens: Prompt tokens shared with the call just before on the same engine.
         output_tokens: Tokens to generate.
+        delay: From ``end`` until readers of its last row may start.
         blocker: The operator whose end held this one, or ``None``.
     """
 
@@ -64,6 +65,7 @@ class Prediction:
     output_tokens: float
     start: float
     end: float
+    delay: float
     blocker: str | None
     is_critical: bool
 
@@ -83,6 +85,7 @@ class WorkflowPlan:
             calls were scheduled.
         makespan: Predicted, in ``unit``.
         predictions: By operator, in order of their start.
+        critical_path: Operators of the chain that ends last, each held by the one before.
         lowering: The bound plan, its tree and its expected lengths.
     """
 
@@ -95,6 +98,7 @@ class WorkflowPlan:
     makespan: float
     unit: str
     predictions: Mapping[str, Prediction]
+    critical_path: tuple[str, ...]
     lowering: Lowering
     _calls: Mapping[tuple[str, int], CallPlace]
 
@@ -290,6 +294,7 @@ def predict(
             output_tokens=calls * task.output_tokens + (before.output_tokens if before else 0.0),
             start=before.start if before else start,
             end=max(end, before.end) if before else end,
+            delay=problem.delays[index],
             blocker=problem.tasks[blocked].operator if blocked >= 0 else None,
             is_critical=task.operator in critical,
         )
