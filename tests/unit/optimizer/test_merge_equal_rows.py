@@ -47,3 +47,10 @@ def test_seeded_calls_with_several_outputs_merge_rows():
     graph = graphs.build([ask(ops.placeholder("x"), temperature=1.0, seed=1, n=2, name="ask")])
     merged = MergeEqualRows().apply(graph.compile(x=["a", "a"]))
     assert list(merged.calls("ask")) == [0]
+
+
+def test_rows_of_different_operators_are_not_equal_in_a_concatenation():
+    x = ops.placeholder("x")
+    parts = ops.concat([ask(["One: ", x], name="one"), ask(["Two: ", x], name="two")])
+    compiled = graphs.build([ask(parts, name="again")]).compile(x=["a", "b"])
+    assert MergeEqualRows().apply(compiled) is compiled
