@@ -114,6 +114,7 @@ class BuildTree(build_py):
         for name in OUR_PACKAGES:
             shutil.copytree(REPO / name, tree / name, ignore=ignore)
         shutil.copy2(extension, tree / "vllm_helium")
+        (tree / "vllm_helium/UPSTREAM_LICENSE").write_text(upstream_file("licenses/LICENSE"))
 
 
 def write_version(path: Path) -> None:
