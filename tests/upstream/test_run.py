@@ -141,10 +141,13 @@ def test_a_changed_source_distribution_is_refused(sources):
         sources.fetch_sdist()
 
 
-def test_the_stand_in_is_found_offline_under_its_hub_name(sources):
+@pytest.mark.parametrize(
+    ("name", "ffn_dim"), [("facebook/opt-125m", 3072), ("facebook/opt-350m", 4096)]
+)
+def test_the_stand_ins_are_found_offline_under_their_hub_names(sources, name, ffn_dim):
     script = (
         "from huggingface_hub import try_to_load_from_cache as find; import json; "
-        "print(json.load(open(find('facebook/opt-125m', 'config.json')))['ffn_dim'])"
+        f"print(json.load(open(find({name!r}, 'config.json')))['ffn_dim'])"
     )
     environment = os.environ | {"HF_HOME": str(sources.make_offline_hub()), "HF_HUB_OFFLINE": "1"}
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
@@ -152,4 +155,4 @@ def test_the_stand_in_is_found_offline_under_its_hub_name(sources):
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "3072"
+    assert done.stdout.strip() == str(ffn_dim)

@@ -31,29 +31,46 @@ METADATA_REQUIREMENTS = (
 TEST_REQUIREMENTS = ("tblib",)
 """What upstream's conftest imports beyond vLLM's own requirements."""
 
-OPT_125M = {
+_OPT = {
     "activation_function": "relu",
     "architectures": ["OPTForCausalLM"],
     "attention_dropout": 0.0,
     "bos_token_id": 2,
-    "do_layer_norm_before": True,
     "dropout": 0.1,
     "eos_token_id": 2,
-    "ffn_dim": 3072,
-    "hidden_size": 768,
     "init_std": 0.02,
     "layerdrop": 0.0,
     "max_position_embeddings": 2048,
     "model_type": "opt",
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
     "pad_token_id": 1,
     "torch_dtype": "float16",
     "use_cache": True,
     "vocab_size": 50272,
-    "word_embed_proj_dim": 768,
 }
-"""The published shape of facebook/opt-125m, the model whose configuration the core tests want."""
+HUB_CONFIGS = {
+    "facebook/opt-125m": _OPT
+    | {
+        "do_layer_norm_before": True,
+        "ffn_dim": 3072,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "word_embed_proj_dim": 768,
+    },
+    "facebook/opt-350m": _OPT
+    | {
+        "do_layer_norm_before": False,
+        "ffn_dim": 4096,
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "word_embed_proj_dim": 512,
+    },
+}
+"""The published shapes of the text models whose configuration, and no more, the core tests want.
+
+The others they name are multimodal, and vLLM cannot even inspect those without torchvision.
+"""
 
 
 class UpstreamTestsError(Exception):
@@ -117,18 +134,20 @@ def unpack_tests(sdist: Path) -> Path:
 
 
 def make_offline_hub() -> Path:
-    """Returns an ``HF_HOME`` that holds a configuration of ``facebook/opt-125m`` and no more."""
-    target = cache_dir() / "hf-home"
+    """Returns an ``HF_HOME`` that holds the configurations of ``HUB_CONFIGS`` and no more."""
+    content = json.dumps(HUB_CONFIGS, sort_keys=True)
+    target = cache_dir() / f"hf-home-{_hexdigest(content)[:12]}"
     if target.exists():
         return target
-    config = json.dumps(OPT_125M, indent=2, sort_keys=True)
-    revision = hashlib.sha1(config.encode(), usedforsecurity=False).hexdigest()
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".hub-") as scratch:
-        model = Path(scratch) / "home" / "hub" / "models--facebook--opt-125m"
-        (model / "refs").mkdir(parents=True)
-        (model / "refs" / "main").write_text(revision)
-        (model / "snapshots" / revision).mkdir(parents=True)
-        (model / "snapshots" / revision / "config.json").write_text(config)
+        for name, config in HUB_CONFIGS.items():
+            text = json.dumps(config, indent=2, sort_keys=True)
+            revision = _hexdigest(text)
+            model = Path(scratch) / "home" / "hub" / f"models--{name.replace('/', '--')}"
+            (model / "refs").mkdir(parents=True)
+            (model / "refs" / "main").write_text(revision)
+            (model / "snapshots" / revision).mkdir(parents=True)
+            (model / "snapshots" / revision / "config.json").write_text(text)
         _move_into_place(Path(scratch) / "home", target)
     return target
 
@@ -142,7 +161,10 @@ def test_requirements() -> Path | None:
 def install_into(target: Path, requirements: tuple[str, ...]) -> Path:
     """Installs packages into a folder of their own, so that the environment stays as it is."""
     if not target.exists():
-        _pip(["install", "--target", str(target), *requirements], dict(os.environ))
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".install-") as scratch:
+            installed = Path(scratch) / "packages"
+            _pip(["install", "--target", str(installed), *requirements], dict(os.environ))
+            _move_into_place(installed, target)
     return target
 
 
@@ -154,6 +176,11 @@ def _pip(arguments: list[str], environment: dict[str, str]) -> None:
             f"`pip {' '.join(arguments)}` failed with {done.returncode}: "
             f"{(done.stderr or done.stdout).strip()[-1500:]}"
         )
+
+
+def _hexdigest(text: str) -> str:
+    """40 hex digits, as a revision of the hub has."""
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def _move_into_place(source: Path, target: Path) -> None:
