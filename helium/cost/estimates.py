@@ -23,7 +23,7 @@ from helium.templates.tokenizer import PromptTokenizer
 DEFAULT_OUTPUT_TOKENS = 256
 """Output of an operator nothing is known of: half of the 512 tokens the paper's workflows allow."""
 
-_NUM_MEASURED = 256
+_NUM_MEASURED = 4_096
 """Values of a column whose characters are counted; planning must not grow with the rows."""
 
 _NUM_TOKENIZED = 4

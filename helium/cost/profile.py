@@ -51,13 +51,16 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True):
 
     def merge(self, other: Profile) -> None:
         """Adds another profile's observations."""
-        for mine, theirs in ((self.outputs, other.outputs), (self.columns, other.columns)):
+        for mine, theirs in zip(self._maps(), other._maps(), strict=True):
             for key, statistics in theirs.items():
                 mine.setdefault(key, LengthStatistics()).merge(statistics)
 
     def to_json(self) -> bytes:
         """Returns the canonical encoding: equal profiles give equal bytes."""
-        return msgspec.json.encode(self, order="deterministic")
+        return msgspec.json.encode(Profile(self.version, *map(_sorted, self._maps())))
+
+    def _maps(self) -> tuple[dict[str, LengthStatistics], dict[str, LengthStatistics]]:
+        return self.outputs, self.columns
 
     @classmethod
     def from_json(cls, raw: bytes | str) -> Profile:
@@ -91,6 +94,13 @@ def operator_signatures(plan: LogicalPlan) -> dict[str, str]:
         seen[shallow] = ordinal + 1
         signatures[operator.name] = f"{shallow}#{ordinal}"
     return signatures
+
+
+def _sorted(statistics: dict[str, LengthStatistics]) -> dict[str, LengthStatistics]:
+    return {
+        key: LengthStatistics(found.count, found.mean, dict(sorted(found.buckets.items())))
+        for key, found in sorted(statistics.items())
+    }
 
 
 def _shallow_signature(operator: Operator, by_name: Mapping[str, Operator]) -> str:

@@ -2,6 +2,14 @@
 
 from helium.planner.orders import BASELINES
 from helium.planner.planning import plan_workflow
-from helium.planner.workflow_plan import CallPlace, Prediction, Sequence, WorkflowPlan
+from helium.planner.prediction import Prediction
+from helium.planner.workflow_plan import CallPlace, NestedSequence, WorkflowPlan
 
-__all__ = ["BASELINES", "CallPlace", "Prediction", "Sequence", "WorkflowPlan", "plan_workflow"]
+__all__ = [
+    "BASELINES",
+    "CallPlace",
+    "NestedSequence",
+    "Prediction",
+    "WorkflowPlan",
+    "plan_workflow",
+]

@@ -17,9 +17,10 @@ from helium.planner.greedy import schedule_on_engines, schedule_on_tree
 from helium.planner.local_search import improve
 from helium.planner.lowering import Lowering
 from helium.planner.orders import BASELINES, lspf, op_wise
+from helium.planner.prediction import predict
 from helium.planner.problem import WHOLE_OPERATOR, Problem
 from helium.planner.timeline import Assignment, Timeline, simulate
-from helium.planner.workflow_plan import CallPlace, Sequence, WorkflowPlan, predict
+from helium.planner.workflow_plan import CallPlace, NestedSequence, WorkflowPlan
 from helium.templates.tokenizer import PromptTokenizer
 
 MAX_CALLS_BY_CALL = 64
@@ -152,7 +153,7 @@ def _plan(
 
 def _sequences(
     lowering: Lowering, problem: Problem, assignment: Assignment, num_slices: int
-) -> tuple[Sequence, ...]:
+) -> tuple[NestedSequence, ...]:
     """Cuts each engine's order where its neighbours do not run query by query."""
     groups: list[list[list[int]]] = [[] for _ in range(problem.num_engines)]
     seen: set[str] = set()
@@ -175,7 +176,7 @@ def _sequences(
         rank = 0
         for group in engine_groups:
             names = tuple(problem.tasks[task].operator for task in group)
-            sequences.append(Sequence(names, engine, rank))
+            sequences.append(NestedSequence(names, engine, rank))
             rows = max(lowering.compiled.rows.num_rows(name) for name in names)
             rank += len(names) * -(-rows // num_slices)
     return tuple(sequences)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,17 +11,12 @@ from typing import NamedTuple
 
 from helium.errors import PlanError
 from helium.plan.compiled_plan import CompiledPlan
+from helium.planner.engine_message import build_engine_plan
 from helium.planner.lowering import Lowering
-from helium.planner.problem import Problem
-from helium.planner.timeline import Timeline
-from helium.protocol import (
-    MAX_PLAN_BYTES,
-    PROTOCOL_VERSION,
-    EnginePlan,
-    PlanOperator,
-    TemplateNode,
-)
-from helium.templates.rendering import token_ids
+from helium.planner.prediction import Prediction
+from helium.protocol import EnginePlan
+from helium.templates.rendering import Run
+from helium.templates.segments import segment_lengths
 from helium.templates.tree import StaticPrefix
 
 
@@ -32,7 +27,7 @@ class CallPlace(NamedTuple):
     rank: int
 
 
-class Sequence(NamedTuple):
+class NestedSequence(NamedTuple):
     """Operators that one engine runs query by query; sequences follow each other.
 
     Attributes:
@@ -43,31 +38,6 @@ class Sequence(NamedTuple):
     operators: tuple[str, ...]
     engine: int
     rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the cost model expects of an operator; tokens over all its calls, times of its first
-    slice of rows, in the model's unit.
-
-    Attributes:
-        prefill_tokens: Prompt tokens to compute.
-        cached_tokens: Prompt tokens shared with the call just before on the same engine.
-        output_tokens: Tokens to generate.
-        delay: From ``end`` until readers of its last row may start.
-        blocker: The operator whose end held this one, or ``None``.
-    """
-
-    operator: str
-    num_calls: int
-    prefill_tokens: float
-    cached_tokens: float
-    output_tokens: float
-    start: float
-    end: float
-    delay: float
-    blocker: str | None
-    is_critical: bool
 
 
 @dataclass(frozen=True)
@@ -94,7 +64,7 @@ class WorkflowPlan:
     num_engines: int
     num_slices: int
     is_by_call: bool
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[NestedSequence, ...]
     makespan: float
     unit: str
     predictions: Mapping[str, Prediction]
@@ -124,15 +94,31 @@ class WorkflowPlan:
             )
         return place
 
+    def segment_lengths(self, operator: str, prompt: Sequence[int]) -> tuple[int, ...]:
+        """Returns the ``WorkflowContext.segment_lengths`` of a call; empty if it does not fit.
+
+        Args:
+            prompt: Token ids of the call's whole prompt.
+
+        Raises:
+            PlanError: The operator is none of the plan's LLM operators.
+        """
+        tree = self.lowering.tree
+        if operator not in tree.leaves:
+            raise PlanError(
+                f"plan: operator {operator!r} is not planned; planned: {list(tree.leaves)[:20]}"
+            )
+        if operator not in self._runs:
+            path = tree.path(tree.leaves[operator])
+            self._runs[operator] = tuple(tree.runs[node] for node in path)
+        return segment_lengths(self._runs[operator], prompt)
+
     def engine_calls(self, engine: int) -> Mapping[str, int]:
         """Returns the calls per operator on an engine; operators without any are left out."""
         return self._engine_calls[engine]
 
     def engine_plan(self, engine: int) -> EnginePlan:
         """Returns the message to register with an engine; linear in operators and static tokens.
-
-        Where the message would be larger than the engine takes, static tokens that a single call
-        reads are left out, then all.
 
         Raises:
             PlanError: There is no such engine, or the plan is too large even so.
@@ -141,14 +127,8 @@ class WorkflowPlan:
             raise PlanError(
                 f"plan: engine {engine} does not exist; expected 0 to {self.num_engines - 1}"
             )
-        everything: Callable[[int], bool] = lambda uses: True  # noqa: E731
-        for keep_tokens in (everything, lambda uses: uses > 1, lambda uses: False):
-            plan = self._engine_plan(engine, keep_tokens)
-            if len(plan.to_json()) <= MAX_PLAN_BYTES:
-                return plan
-        raise PlanError(
-            f"plan: {len(plan.operators)} operators take {len(plan.to_json())} bytes, an engine "
-            f"takes {MAX_PLAN_BYTES}; split the workflow or pass repeated work as rows"
+        return build_engine_plan(
+            self.workflow, self.lowering, self.engine_calls(engine), self._ranks[engine]
         )
 
     def engine_plans(self) -> tuple[EnginePlan, ...]:
@@ -187,7 +167,11 @@ class WorkflowPlan:
         return CallPlace(engine, rank)
 
     @cached_property
-    def _positions(self) -> Mapping[str, tuple[Sequence, int]]:
+    def _runs(self) -> dict[str, tuple[Run, ...]]:
+        return {}
+
+    @cached_property
+    def _positions(self) -> Mapping[str, tuple[NestedSequence, int]]:
         return {
             name: (sequence, position)
             for sequence in self.sequences
@@ -230,72 +214,3 @@ class WorkflowPlan:
                 for engine in range(sequence.engine, self.num_engines, width):
                     ranks[engine][name] = sequence.rank + position
         return ranks
-
-    def _engine_plan(self, engine: int, keep_tokens: Callable[[int], bool]) -> EnginePlan:
-        lowering, tree = self.lowering, self.lowering.tree
-        calls, ranks = self.engine_calls(engine), self._ranks[engine]
-        uses = tree.num_uses(lambda name: calls.get(name, 0))
-        tokens = lowering.prefixes.tokens
-        numbers = {0: 0}
-        nodes = [TemplateNode(parent=0)]
-        for node in tree.preorder():
-            if not node or not uses[node]:
-                continue
-            parent, run = tree.parents[node], tree.runs[node]
-            is_kept = isinstance(run, bytes) and keep_tokens(uses[node])
-            numbers[node] = len(nodes)
-            nodes.append(
-                TemplateNode(
-                    parent=numbers[parent],
-                    num_tokens=round(tokens[node] - tokens[parent]),
-                    token_ids=tuple(token_ids(run)) if is_kept and isinstance(run, bytes) else None,
-                    num_uses=uses[node],
-                )
-            )
-        operators = tuple(
-            PlanOperator(
-                name=name,
-                rank=ranks[name],
-                num_calls=calls[name],
-                output_tokens=lowering.output_tokens[name],
-                template=tuple(numbers[node] for node in tree.path(tree.leaves[name])),
-                reads=tuple(read for read in lowering.reads[name] if read in calls),
-            )
-            for name in sorted(calls, key=lambda name: (ranks[name], name))
-        )
-        return EnginePlan(PROTOCOL_VERSION, self.workflow, operators, tuple(nodes))
-
-
-def predict(
-    problem: Problem, timeline: Timeline, num_slices: int, num_calls: Mapping[str, int]
-) -> dict[str, Prediction]:
-    """Sums a timeline up by operator, in order of start.
-
-    Args:
-        num_slices: Slices of rows that run on this schedule side by side.
-        num_calls: Calls of each operator over all slices.
-    """
-    critical = {problem.tasks[task].operator for task in timeline.critical_path()}
-    predictions: dict[str, Prediction] = {}
-    for index in sorted(range(problem.num_tasks), key=lambda t: (timeline.starts[t], t)):
-        task = problem.tasks[index]
-        prompt = problem.tree.tokens[task.leaf]
-        first, later = problem.cached_tokens(timeline.previous[index], index)
-        calls = num_calls[task.operator] if task.num_calls > 1 or num_slices > 1 else 1
-        num_first = min(num_slices, calls)
-        cached = num_first * first + (calls - num_first) * later
-        start, end, blocked = timeline.starts[index], timeline.ends[index], timeline.blockers[index]
-        before = predictions.get(task.operator)
-        predictions[task.operator] = Prediction(
-            operator=task.operator,
-            num_calls=calls + (before.num_calls if before else 0),
-            prefill_tokens=calls * prompt - cached + (before.prefill_tokens if before else 0.0),
-            cached_tokens=cached + (before.cached_tokens if before else 0.0),
-            output_tokens=calls * task.output_tokens + (before.output_tokens if before else 0.0),
-            start=before.start if before else start,
-            end=max(end, before.end) if before else end,
-            delay=problem.delays[index],
-            blocker=problem.tasks[blocked].operator if blocked >= 0 else None,
-            is_critical=task.operator in critical,
-        )
-    return predictions

@@ -1,6 +1,7 @@
 """Prompt templates of LLM operators and the radix tree that holds them."""
 
 from helium.templates.rendering import Run, Template, TemplateRenderer, Value, VariableRun
+from helium.templates.segments import segment_lengths
 from helium.templates.tokenizer import (
     Encoding,
     PromptTokenizer,
@@ -21,4 +22,5 @@ __all__ = [
     "Value",
     "VariableRun",
     "WordTokenizer",
+    "segment_lengths",
 ]

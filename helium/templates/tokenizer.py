@@ -178,7 +178,10 @@ class TransformersTokenizer:
         return self._special
 
     def is_boundary(self, text: str, position: int) -> bool:
-        return probe_boundary(self.encode, text, position)
+        # Inside a word, only a vocabulary could tell: probing is trusted where white space begins.
+        if not 0 < position < len(text) or not text[position].isspace():
+            return False
+        return not text[position - 1].isspace() and probe_boundary(self.encode, text, position)
 
     def _find_completion_prefix(self) -> str:
         token_ids = self._tokenizer("x", add_special_tokens=True)["input_ids"]
