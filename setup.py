@@ -15,6 +15,7 @@ import sysconfig
 import zipfile
 from email.parser import HeaderParser
 from pathlib import Path
+from typing import ClassVar
 
 from packaging.requirements import Requirement
 from setuptools import Command, Distribution, setup
@@ -146,7 +147,10 @@ def build_extension() -> Path:
 class EditableWheel(Command):
     """PEP 660: the patched engine as a wheel, our packages through a path file."""
 
-    user_options = (("dist-dir=", "d", "where to put the wheel"), ("dist-info-dir=", "I", "unused"))
+    user_options: ClassVar[list[tuple[str, str, str]]] = [
+        ("dist-dir=", "d", "where to put the wheel"),
+        ("dist-info-dir=", "I", "where metadata was prepared; not used"),
+    ]
 
     def initialize_options(self) -> None:
         self.dist_dir = None

@@ -60,11 +60,15 @@ def test_guard_engine_args():
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    assert {field.name: field.default for field in dataclasses.fields(EngineArgs)}["helium"] is False
+    assert {field.name: field.default for field in dataclasses.fields(EngineArgs)}[
+        "helium"
+    ] is False
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     args = EngineArgs.from_cli_args(parser.parse_args(["--model", "m", "--helium-max-plans", "3"]))
     assert args.helium == {"max_plans": 3}
-    assert "helium_config=make_helium_config(self.helium)" in source(EngineArgs.create_engine_config)
+    assert "helium_config=make_helium_config(self.helium)" in source(
+        EngineArgs.create_engine_config
+    )
 
 
 def test_guard_engine_rpc():
@@ -115,7 +119,9 @@ def test_guard_request_report():
     from vllm.v1.metrics.stats import PrefillStats
     from vllm.v1.request import Request
 
-    assert {field.name: field.default for field in dataclasses.fields(PrefillStats)}["helium"] is None
+    assert {field.name: field.default for field in dataclasses.fields(PrefillStats)}[
+        "helium"
+    ] is None
     assert typing.get_type_hints(RequestOutput.__init__)["helium"] is not None
     assert "helium=self.helium" in source(RequestState._new_request_output)
     assert "req_state.helium" in source(OutputProcessor.process_outputs)
@@ -138,6 +144,7 @@ def test_guard_openai_response_report():
 def test_the_scheduler_seams_we_override_are_still_there():
     from vllm.v1.core.sched.request_queue import RequestQueue
     from vllm.v1.core.sched.scheduler import Scheduler
+
     from vllm_helium.scheduler.plan_queue import PlanQueue
 
     assert set(RequestQueue.__abstractmethods__) <= set(vars(PlanQueue))

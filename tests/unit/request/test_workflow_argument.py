@@ -33,7 +33,9 @@ def test_a_client_cannot_smuggle_a_context_in():
     assert read_context(extra_args) is None
 
 
-@pytest.mark.parametrize("raw", ["text", 7, [], {"plan": 3}, {"plan": "x", "run": "", "operator": ""}])
+@pytest.mark.parametrize(
+    "raw", ["text", 7, [], {"plan": 3}, {"plan": "x", "run": "", "operator": ""}]
+)
 def test_the_engine_takes_anything_unreadable_as_ordinary(raw):
     assert read_context({EXTRA_ARGS_KEY: raw}) is None
 
@@ -50,7 +52,9 @@ def test_one_context_serves_every_prompt_and_the_callers_params_stay_clean():
     carried = with_workflow(params, CONTEXT)
     assert read_context(carried.extra_args) == CONTEXT
     assert params.extra_args == {"keep": 1}
-    assert [read_context(p.extra_args) for p in with_workflow([params] * 2, CONTEXT)] == [CONTEXT] * 2
+    assert [read_context(p.extra_args) for p in with_workflow([params] * 2, CONTEXT)] == [
+        CONTEXT
+    ] * 2
 
 
 def test_contexts_are_paired_with_prompts_one_by_one():

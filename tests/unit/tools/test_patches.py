@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 import patches as tool
 
 HEAD = "Subject: s\nWhy: w\nCalls: c\nHelium-off: o\nDrop-when: d\n\n"
-BODY = "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,0 +2 @@\n+x = 1\n@@ -2,0 +4,2 @@\n+y = 2\n+z = 3\n"
+BODY = (
+    "--- a/pkg/mod.py\n+++ b/pkg/mod.py\n@@ -1,0 +2 @@\n+x = 1\n@@ -2,0 +4,2 @@\n+y = 2\n+z = 3\n"
+)
 PRISTINE = "a = 0\nb = 0\nc = 0\n"
 PATCHED = "a = 0\nx = 1\nb = 0\ny = 2\nz = 3\nc = 0\n"
 
@@ -92,7 +94,9 @@ def test_a_result_that_does_not_compile_is_refused(tmp_path):
 def test_undo_refuses_lines_that_are_not_ours():
     stack = [tool.parse_patch("hook", HEAD + BODY)]
     with pytest.raises(tool.PatchError, match="not what was inserted"):
-        tool.remove_hunks(PATCHED.replace("x = 1", "x = 9"), tool.hunks_by_path(stack)["pkg/mod.py"])
+        tool.remove_hunks(
+            PATCHED.replace("x = 1", "x = 9"), tool.hunks_by_path(stack)["pkg/mod.py"]
+        )
 
 
 def test_series_and_files_must_match_one_to_one(tmp_path):
