@@ -141,6 +141,37 @@ def test_guard_openai_response_report():
     assert "attach_report(response, context)" in source(OpenAIServingResponses)
 
 
+def test_guard_trt_kv_cache_manager():
+    from vllm.v1.core.kv_cache_coordinator import get_kv_cache_coordinator
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    assert Scheduler.kv_cache_manager_cls is KVCacheManager
+    assert KVCacheManager.coordinator_factory is get_kv_cache_coordinator
+    text = source(Scheduler.__init__)
+    assert text.index("= self.kv_cache_manager_cls") < text.index("= KVCacheManager(")
+    text = source(KVCacheManager.__init__)
+    assert text.index("= self.coordinator_factory") < text.index("= get_kv_cache_coordinator(")
+
+
+def test_guard_trt_kv_cache_coordinator():
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+
+    assert KVCacheCoordinator.block_pool_cls is BlockPool
+    text = source(KVCacheCoordinator.__init__)
+    assert text.index("BlockPool = self.block_pool_cls") < text.index("= BlockPool(")
+
+
+def test_guard_trt_block_hashing():
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.engine.core import EngineCore
+
+    assert not hasattr(KVCacheManager, "needs_block_hashes"), "off must keep the hasher"
+    text = source(EngineCore.__init__)
+    assert text.index("get_request_block_hasher(") < text.index('"needs_block_hashes", True')
+
+
 def test_the_scheduler_seams_we_override_are_still_there():
     from vllm.v1.core.sched.request_queue import RequestQueue
     from vllm.v1.core.sched.scheduler import Scheduler
