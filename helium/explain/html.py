@@ -55,8 +55,8 @@ def _page(report: Report) -> Iterator[str]:
         yield from _rules(report)
     yield "<h2>Timeline</h2>"
     yield (
-        f'<div class="soft">Predicted, in {escape(report.unit)}; the critical path is red. '
-        "One slice of the rows is shown.</div>"
+        f'<div class="soft">Predicted, in {escape(report.unit)}; the critical path is red. A '
+        "thin bar is the delay until readers of the last row may start. One slice of the rows is shown.</div>"
     )
     yield from _timeline(report)
     yield "<h2>Schedule</h2>"
