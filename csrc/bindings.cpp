@@ -264,6 +264,13 @@ NB_MODULE(_core, m) {
             return self.tag_of(block);
           },
           "block"_a)
+      .def(
+          "uses",
+          [](const PrefixIndex& self, TagId tag) {
+            const Tag& entry = self.tag_at(tag);
+            return nb::make_tuple(entry.num_uses, entry.next_use);
+          },
+          "tag"_a)
       .def("tag", &PrefixIndex::tag, "plan"_a, "template_node"_a, "row"_a = kNone)
       .def("set_uses", &PrefixIndex::set_uses, "tag"_a, "num_uses"_a, "next_use"_a)
       .def("close_plan", &PrefixIndex::close_plan, "plan"_a)

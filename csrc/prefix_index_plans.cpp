@@ -129,6 +129,11 @@ void PrefixIndex::advance(double now_s) {
   while (!leases_.empty() && leases_.begin()->first <= now_s_) end_lease(leases_.begin()->second);
 }
 
+const Tag& PrefixIndex::tag_at(TagId tag) const {
+  HELIUM_CHECK(tags_.contains(tag), "tag ", tag, " is unknown; its plan may be closed");
+  return tags_[tag];
+}
+
 TagId PrefixIndex::tag_of(BlockId block) const {
   const NodeId id = blocks_[block].node;
   return id == kNone ? kNone : tree_[id].tag;

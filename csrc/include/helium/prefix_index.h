@@ -115,7 +115,7 @@ class PrefixIndex {
   std::int32_t num_protected_nodes() const { return num_protected_; }
   std::int32_t num_tags() const { return tags_.size(); }
   std::int32_t count(Place place) const { return queue_.count(place); }
-  const Tag& tag_at(TagId tag) const { return tags_[tag]; }
+  const Tag& tag_at(TagId tag) const;
   TagId tag_of(BlockId block) const;
   std::size_t num_bytes() const;  // without the tokens
   // Proves: free + held = total, tree = block map, every free block where it belongs, all counts.

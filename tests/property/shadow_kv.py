@@ -1,0 +1,491 @@
+"""Shadow KV: the real scheduler and KV manager drive a worker whose KV slots hold fingerprints.
+
+A slot's fingerprint stands for the whole token prefix it encodes, its adapter, its salt and the
+weights' epoch. Every step writes the slots of its scheduled tokens and then checks every slot that
+every scheduled request would read. There is no model, so thousands of steps run per second.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from array import array
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import numpy as np
+import torch
+from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
+from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
+from vllm_helium.prefix_cache.options import PrefixCacheOptions
+
+VOCAB = 40
+_MASK = (1 << 63) - 1
+STEP_S = 0.01
+
+
+class ShadowError(AssertionError):
+    """The oracle found a wrong read, a leak or a broken invariant."""
+
+
+def build_engine_config(model: Path, *, is_async: bool, policy: str) -> Any:
+    """Upstream's configuration for a scheduler without an engine."""
+    return EngineArgs(
+        model=str(model),
+        dtype="float32",
+        max_model_len=1024,
+        block_size=16,
+        max_num_seqs=12,
+        max_num_batched_tokens=160,
+        enable_prefix_caching=True,
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        scheduling_policy=policy,
+        # Several prompts are prefilled at once, so that one may be preempted in mid-prefill.
+        long_prefill_token_threshold=24 if policy == "priority" else 0,
+        async_scheduling=is_async,
+        kv_cache_memory_bytes=1 << 26,
+    ).create_engine_config()
+
+
+def build_scheduler(
+    config: Any,
+    num_blocks: int,
+    block_size: int,
+    options: PrefixCacheOptions | None,
+    is_async: bool,
+) -> Scheduler:
+    """Upstream's scheduler over our KV cache manager."""
+    if not hasattr(Scheduler, "kv_cache_manager_cls"):
+        raise ShadowError("vllm here is not the fork: its scheduler has no kv_cache_manager_cls")
+    config.cache_config.num_gpu_blocks = num_blocks
+    config.cache_config.block_size = block_size
+    spec = FullAttentionSpec(
+        block_size=block_size, num_kv_heads=1, head_size=32, dtype=torch.float32
+    )
+    base = AsyncScheduler if is_async else Scheduler
+    factory = kv_cache_manager_factory(config, options)
+    cls = type("TrtScheduler", (base,), {"kv_cache_manager_cls": staticmethod(factory)})
+    return cls(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=num_blocks,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["layer.0"], spec)],
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=block_size,
+        hash_block_size=block_size,
+        log_stats=True,
+    )
+
+
+class ShadowWorker:
+    """Executes scheduler outputs on fingerprints instead of keys and values."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.kv = np.zeros((num_blocks, block_size), dtype=np.int64)
+        self.tables: dict[str, list[int]] = {}
+        self.tokens: dict[str, list[int]] = {}
+        self.prints: dict[str, array] = {}
+        self.seeds: dict[str, int] = {}
+        self.epoch = 0
+        self.num_slots_checked = self.num_copies = 0
+
+    def change_weights(self) -> None:
+        """Every KV slot written before is wrong from here on."""
+        self.epoch += 1
+        self.prints.clear()
+
+    def fingerprints(self, request_id: str, size: int) -> array:
+        prints = self.prints.get(request_id)
+        if prints is None:
+            prints = self.prints[request_id] = array("q")
+        tokens = self.tokens[request_id]
+        last = prints[-1] if prints else hash((self.seeds[request_id], self.epoch)) & _MASK
+        for position in range(len(prints), size):
+            last = (last * 6364136223846793005 + tokens[position] + 1442695040888963407) & _MASK
+            last ^= last >> 29
+            prints.append(last)
+        return prints
+
+    def step(self, output: Any) -> ModelRunnerOutput:
+        """Copies, writes, then reads, as a model runner does.
+
+        Raises:
+            ShadowError: A request would read a slot that does not hold its prefix.
+        """
+        for source, target in output.kv_cache_block_copies or ():
+            self.kv[target] = self.kv[source]
+            self.num_copies += 1
+        for request_id in output.finished_req_ids:
+            for table in (self.tables, self.tokens, self.prints):
+                table.pop(request_id, None)
+        work = self._update(output)
+        size = self.block_size
+        flat = self.kv.reshape(-1)
+        for request_id, start, count in work:
+            prints = self.fingerprints(request_id, start + count)
+            table = self.tables[request_id]
+            if count == 1:
+                flat[table[start // size] * size + start % size] = prints[start]
+                continue
+            positions = np.arange(start, start + count)
+            slots = np.array(table)[positions // size] * size + positions % size
+            flat[slots] = np.frombuffer(prints, dtype=np.int64)[start : start + count]
+        sampled = []
+        for request_id, start, count in work:
+            end = start + count
+            table = self.tables[request_id][: -(-end // size)]
+            seen = self.kv[table].reshape(-1)[:end]
+            expected = np.frombuffer(self.prints[request_id], dtype=np.int64)[:end]
+            if not np.array_equal(seen, expected):
+                position = int((seen != expected).argmax())
+                raise ShadowError(
+                    f"wrong KV: request {request_id} reads position {position} from block "
+                    f"{table[position // size]}; {start} tokens were computed, {count} scheduled"
+                )
+            self.num_slots_checked += end
+            tokens = self.tokens[request_id]
+            if end == len(tokens):
+                token = sample(request_id, end)
+                tokens.append(token)
+                sampled.append([token])
+            else:
+                sampled.append([])
+        ids = [request_id for request_id, _, _ in work]
+        return ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
+            sampled_token_ids=sampled,
+        )
+
+    def _update(self, output: Any) -> list[tuple[str, int, int]]:
+        work = []
+        for new in output.scheduled_new_reqs:
+            tokens = getattr(new, "prefill_token_ids", None) or new.prompt_token_ids
+            self._start(new.req_id, new.block_ids[0], tokens)
+            count = output.num_scheduled_tokens[new.req_id]
+            work.append((new.req_id, new.num_computed_tokens, count))
+        cached = output.scheduled_cached_reqs
+        for index, request_id in enumerate(cached.req_ids):
+            new_blocks = cached.new_block_ids[index]
+            if request_id in cached.resumed_req_ids:
+                tokens = cached.all_token_ids.get(request_id, self.tokens[request_id])
+                self._start(request_id, new_blocks[0], tokens)
+            elif new_blocks is not None:
+                self.tables[request_id] += new_blocks[0]
+            count = output.num_scheduled_tokens[request_id]
+            work.append((request_id, cached.num_computed_tokens[index], count))
+        return work
+
+    def _start(self, request_id: str, table: list[int], tokens: list[int]) -> None:
+        self.tables[request_id] = list(table)
+        if self.tokens.get(request_id) != tokens:
+            self.tokens[request_id] = list(tokens)
+            self.prints.pop(request_id, None)
+
+
+def sample(request_id: str, position: int) -> int:
+    """The token a request samples at a position, whenever and however often it does."""
+    return (int(request_id[1:]) * 7919 + position * 104729) % 99_991 % VOCAB
+
+
+@dataclass
+class PlanOracle:
+    """Pending calls of one run, counted the dumb way."""
+
+    plan: EnginePlan
+    run: str
+    pending: set[tuple[str, int]] = field(default_factory=set)
+    unsent: list[tuple[str, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ShadowConfig:
+    """One run of the oracle; equal values give equal runs."""
+
+    num_blocks: int
+    is_async: bool
+    seed: int
+    num_steps: int
+    block_size: int = 16
+    policy: str = "fcfs"
+    use_v2_runner: bool = False
+    min_partial_tokens: int = 4
+    num_rows: int = 6
+
+
+class ShadowRun:
+    """Random traffic over a scheduler, checked at every step.
+
+    Shared prefixes, two salts, two adapters, conversations that go on, sub-block copies, evictions,
+    preemptions, aborts, leases, plan runs, and resets after a change of weights.
+    """
+
+    def __init__(self, engine_config: Any, config: ShadowConfig) -> None:
+        self.config = config
+        self.random = random.Random(config.seed)
+        options = PrefixCacheOptions(min_partial_tokens=config.min_partial_tokens)
+        self.scheduler = build_scheduler(
+            engine_config, config.num_blocks, config.block_size, options, config.is_async
+        )
+        self.scheduler.use_v2_model_runner = config.use_v2_runner
+        self.manager = self.scheduler.kv_cache_manager
+        self.pool = self.manager.pool
+        if self.pool is None:
+            raise ShadowError("the tree is not in use")
+        self.now = 0.0
+        self.manager.clock = lambda: self.now
+        self.worker = ShadowWorker(config.num_blocks, config.block_size)
+        self.in_flight: deque[tuple[Any, ModelRunnerOutput]] = deque()
+        self.texts = [self._random_text(20, 150) for _ in range(4)]
+        self.num_requests = self.num_preempted = self.num_cached_tokens = self.num_steps = 0
+        self.num_leases = self.num_resets = self.num_aborts = 0
+        self.contexts: dict[str, WorkflowContext] = {}
+        self.runs: dict[str, PlanOracle] = {}
+        self.num_runs = 0
+        self.system_prompt = tuple(self._random_text(30, 60))
+        self.plan = self._make_plan()
+        self.manager.register_plan(self.plan.digest(), self.plan)
+        self.adapters = [LoRARequest(f"adapter-{i}", i, f"/adapters/{i}") for i in (1, 2)]
+
+    def _random_text(self, low: int, high: int) -> list[int]:
+        return [self.random.randrange(VOCAB) for _ in range(self.random.randrange(low, high))]
+
+    def _make_plan(self) -> EnginePlan:
+        rows = self.config.num_rows
+        return EnginePlan(
+            version=1,
+            workflow="shadow",
+            operators=(
+                PlanOperator(name="expert", rank=1, num_calls=rows, template=(1, 2)),
+                PlanOperator(name="critic", rank=2, num_calls=rows, template=(1, 2, 3)),
+                PlanOperator(name="judge", rank=3, num_calls=rows, template=(1, 4)),
+            ),
+            templates=(
+                TemplateNode(parent=0),
+                TemplateNode(
+                    parent=0, num_tokens=len(self.system_prompt), token_ids=self.system_prompt
+                ),
+                TemplateNode(parent=1, num_tokens=40),
+                TemplateNode(parent=2, num_tokens=20),
+                TemplateNode(parent=1, num_tokens=30),
+            ),
+        )
+
+    # --- traffic ---------------------------------------------------------------------------------
+
+    def _add_request(self) -> None:
+        request_id = f"r{self.num_requests}"
+        self.num_requests += 1
+        context = tokens = None
+        if self.random.random() < 0.4:
+            context, tokens = self._planned_call()
+        salt = adapter = None
+        if tokens is None:
+            base = self.random.choice(self.texts)
+            cut = self.random.randrange(len(base) + 1) if self.random.random() < 0.6 else len(base)
+            tokens = (base[:cut] + self._random_text(1, 40))[:400]
+            salt = self.random.choice([None, None, None, "tenant"])
+            adapter = self.random.choice([None, None, None, *self.adapters])
+        request = Request(
+            request_id,
+            tokens,
+            SamplingParams(
+                max_tokens=self.random.choice([1, 2, 5, 17, 60]),
+                ignore_eos=True,
+                temperature=0.0,
+                skip_reading_prefix_cache=True if self.random.random() < 0.03 else None,
+            ),
+            None,
+            cache_salt=salt,
+            lora_request=adapter,
+            priority=self.random.randrange(3),
+        )
+        request.helium = context
+        self.worker.seeds[request_id] = hash((salt, adapter.lora_path if adapter else None))
+        if context is not None:
+            self.contexts[request_id] = context
+        self.scheduler.add_request(request)
+
+    def _planned_call(self) -> tuple[WorkflowContext | None, list[int] | None]:
+        runs = [run for run in self.runs.values() if run.unsent]
+        if len(runs) < 2:
+            name = f"run-{self.num_runs}"
+            self.num_runs += 1
+            calls = [
+                (operator.name, row)
+                for operator in self.plan.operators
+                for row in range(self.config.num_rows)
+            ]
+            self.random.shuffle(calls)
+            runs.append(PlanOracle(self.plan, name, set(calls), calls))
+            self.runs[name] = runs[-1]
+        run = self.random.choice(runs)
+        name, row = run.unsent.pop()
+        rows = random.Random(f"{run.run}/{row}")
+        context_text = [rows.randrange(VOCAB) for _ in range(rows.randrange(10, 50))]
+        own = self._random_text(5, 30)
+        segments = {
+            "expert": [list(self.system_prompt), context_text],
+            "critic": [list(self.system_prompt), context_text, own],
+            "judge": [list(self.system_prompt), own],
+        }[name]
+        context = WorkflowContext(
+            plan=self.plan.digest(),
+            run=run.run,
+            operator=name,
+            row=row,
+            segment_lengths=tuple(len(segment) for segment in segments),
+        )
+        return context, [token for segment in segments for token in segment]
+
+    def _disturb(self) -> None:
+        chance = self.random.random()
+        requests = self.scheduler.requests
+        if chance < 0.015 and requests:
+            request_id = self.random.choice(list(requests))
+            self.num_aborts += 1
+            self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+            self._call_ended(request_id)
+        elif chance < 0.03 and requests:
+            request = requests[self.random.choice(list(requests))]
+            seconds = self.random.choice([0.05, 0.5, 5.0])
+            self.num_leases += self.manager.lease_prefix(request, request.num_tokens, seconds)
+        elif chance < 0.0315:
+            self.num_resets += 1
+            if not self.scheduler.reset_prefix_cache(reset_running_requests=True):
+                raise ShadowError("the prefix cache could not be reset")
+            self.worker.change_weights()
+
+    def _call_ended(self, request_id: str) -> None:
+        context = self.contexts.pop(request_id, None)
+        if context is not None:
+            run = self.runs[context.run]
+            run.pending.discard((context.operator, context.row))
+            if not run.pending:
+                del self.runs[context.run]
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def run(self) -> ShadowRun:
+        """Runs all steps, drains, and proves that nothing leaked.
+
+        Raises:
+            ShadowError: Something is wrong; the message says what and where.
+        """
+        while self.num_steps < self.config.num_steps:
+            while len(self.scheduler.requests) < 20 and self.random.random() < 0.5:
+                self._add_request()
+            self._disturb()
+            self._step()
+            if self.num_steps % 200 == 0:
+                self.check()
+        while self.scheduler.has_unfinished_requests() or self.in_flight:
+            self._step()
+        self._step()
+        self.check()
+        self.check_drained()
+        return self
+
+    def _step(self) -> None:
+        scheduler = self.scheduler
+        self.now += STEP_S
+        if scheduler.has_requests():
+            output = scheduler.schedule()
+            self.num_steps += 1
+            self.num_preempted += len(output.preempted_req_ids or ())
+            self.in_flight.append((output, self.worker.step(output)))
+        else:
+            self.num_steps += 1
+        depth = 2 if self.config.is_async and scheduler.has_unfinished_requests() else 1
+        while len(self.in_flight) >= depth:
+            self._finish_step(*self.in_flight.popleft())
+
+    def _finish_step(self, output: Any, result: ModelRunnerOutput) -> None:
+        for outputs in self.scheduler.update_from_output(output, result).values():
+            for one in outputs.outputs:
+                if one.prefill_stats is not None:
+                    self.num_cached_tokens += one.prefill_stats.num_cached_tokens
+                if one.finish_reason is not None:
+                    self._call_ended(one.request_id)
+                    tokens = self.worker.tokens.get(one.request_id)
+                    if tokens:
+                        self.texts = [*self.texts[:4], *self.texts[4:][-6:], list(tokens[:300])]
+
+    # --- checks ----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Integrity of the index, reference counts, and pending uses against the dumb count."""
+        self.pool.index.check_integrity()
+        for block in self.pool.blocks:
+            is_held = self.pool.index.place(block.block_id) == "held"
+            if is_held != (block.ref_cnt > 0 or block.is_null):
+                raise ShadowError(
+                    f"block {block.block_id} has {block.ref_cnt} references, {is_held=}"
+                )
+        digest = self.plan.digest()
+        for run in self.runs.values():
+            uses = self.pool.plans._runs.get((digest, run.run))
+            if uses is not None:
+                self._check_uses(uses, run)
+
+    def _check_uses(self, uses: Any, run: PlanOracle) -> None:
+        ranks = {operator.name: operator.rank for operator in self.plan.operators}
+        readers = {
+            node: {o.name for o in self.plan.operators if node in o.template}
+            for node in range(1, 5)
+        }
+        for node, names in readers.items():
+            rows = [None] if node == 1 else range(self.config.num_rows)
+            for row in rows:
+                if row is not None and (node, row) not in uses._row_readers:
+                    continue
+                pending = [
+                    (name, at) for name, at in run.pending if name in names and row in (None, at)
+                ]
+                next_use = min((ranks[name] for name, _ in pending), default=0)
+                found = self.pool.index.uses(uses.tag_of(node, row or 0))
+                if found != (len(pending), next_use):
+                    raise ShadowError(
+                        f"{run.run}: node {node}, row {row}: the index expects (uses, next use) "
+                        f"{found}, pending are {(len(pending), next_use)}"
+                    )
+
+    def check_drained(self) -> None:
+        """Nothing runs: every block must be free and every ended run closed."""
+        if self.pool.get_num_free_blocks() != self.config.num_blocks - 1:
+            raise ShadowError(
+                f"{self.config.num_blocks - 1 - self.pool.get_num_free_blocks()} blocks leaked"
+            )
+        if any(block.ref_cnt for block in self.pool.blocks if not block.is_null):
+            raise ShadowError("a free block has references")
+        open_runs = self.pool.plans.describe()["num_runs"]
+        num_calls = len(self.plan.operators) * self.config.num_rows
+        pending = sum(len(run.unsent) < num_calls for run in self.runs.values())
+        if open_runs != pending:
+            raise ShadowError(f"{open_runs} runs are open, {pending} begun ones have pending calls")
+
+    def describe(self) -> str:
+        return (
+            f"steps={self.num_steps} requests={self.num_requests} preempted={self.num_preempted} "
+            f"copies={self.worker.num_copies} cached={self.num_cached_tokens} "
+            f"aborts={self.num_aborts} leases={self.num_leases} resets={self.num_resets} "
+            f"runs={self.num_runs} slots={self.worker.num_slots_checked}"
+        )

@@ -1,0 +1,195 @@
+"""Hook ``trt-kv-cache-manager``: lookups, partial tails and plan uses around upstream's manager."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.request import Request
+
+from helium.protocol import EnginePlan
+from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool, trt_coordinator
+from vllm_helium.integration.kv_cache_manager_path import known_path, request_path
+from vllm_helium.prefix_cache.index import NO_TAG
+from vllm_helium.prefix_cache.miss_counts import MissCounts
+from vllm_helium.prefix_cache.options import PrefixCacheOptions
+
+
+class TrtKVCacheManager(KVCacheManager):
+    """Upstream's manager over the templated radix tree.
+
+    A lookup may end inside a block: upstream's copy path then gives the request a private copy.
+    Where the configuration is not supported, every method behaves as upstream's and ``pool`` is
+    ``None``.
+
+    Attributes:
+        pool: Our block pool, or ``None``.
+        clock: Seconds, monotonic; leases and the age of evictions are measured with it.
+        misses: Why lookups of admitted requests fell short.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        options: PrefixCacheOptions | None = None,
+        unsupported: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **kwargs: Any,
+    ) -> None:
+        self.coordinator_factory = functools.partial(
+            trt_coordinator, options=options, unsupported=unsupported
+        )
+        super().__init__(*args, **kwargs)
+        self.pool = self.block_pool if isinstance(self.block_pool, TrtBlockPool) else None
+        self.clock = clock
+        self.misses = MissCounts()
+
+    @property
+    def needs_block_hashes(self) -> bool:
+        """Whether requests must be hashed block by block: not for the tree."""
+        return self.pool is None
+
+    def new_step_starts(self) -> None:
+        super().new_step_starts()
+        if self.pool is not None:
+            self.pool.index.advance(self.clock())
+
+    # --- lookup ----------------------------------------------------------------------------------
+
+    def get_computed_blocks(self, request: Request) -> tuple[KVCacheBlocks, int, int]:
+        pool = self.pool
+        if pool is None:
+            return super().get_computed_blocks(request)
+        if not self.prefix_cache_lookup_enabled(request):
+            return self.empty_kv_cache_blocks, 0, 0
+        path = request_path(request, pool.hash_block_size, pool.plans)
+        # The last token is always computed: its logits are what the request asks for.
+        match = path.match = pool.index.match(
+            path.namespace,
+            path.tokens,
+            request.num_tokens - 1,
+            path.labels,
+            path.plan,
+            path.num_static_tokens,
+        )
+        blocks = pool.blocks
+        hit = [blocks[block_id] for block_id in match.blocks]
+        return self.create_kv_cache_blocks((hit,)), match.num_tokens, 0
+
+    def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
+        super().record_prefix_cache_stats(request, num_hits)
+        path = known_path(request) if self.pool is not None else None
+        if path is not None and path.match is not None:
+            self.misses.record(path.match, request.num_tokens)
+            path.match = None
+
+    def allocate_slots(
+        self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any
+    ) -> KVCacheBlocks | None:
+        new_blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
+        hits = kwargs.get("new_computed_blocks")
+        if self.pool is not None and new_blocks is not None and hits is not None:
+            num_hit_blocks = kwargs["num_new_computed_tokens"] // self.pool.hash_block_size
+            if num_hit_blocks:
+                self._claim(request, hits.blocks[0][:num_hit_blocks])
+        return new_blocks
+
+    def _claim(self, request: Request, blocks: list[KVCacheBlock]) -> None:
+        path = known_path(request)
+        assert path is not None and self.pool is not None, "a hit comes from a lookup"
+        self.pool.index.claim([block.block_id for block in blocks], path.segments)
+
+    def estimate_cached_tokens(self, request: Request) -> int:
+        if self.pool is None:
+            return super().estimate_cached_tokens(request)
+        [manager] = self.coordinator.single_type_managers
+        return manager.num_cached_block.get(request.request_id, 0) * manager.block_size
+
+    # --- end of a request ------------------------------------------------------------------------
+
+    def free(self, request: Request) -> None:
+        self._retire(request)
+        super().free(request)
+
+    def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
+        self._retire(request)
+        return super().pop_blocks_for_free(request)
+
+    def _retire(self, request: Request) -> None:
+        """Keeps what a finished or preempted request has computed; counts a finished call down."""
+        pool = self.pool
+        if pool is None:
+            return
+        [manager] = self.coordinator.single_type_managers
+        blocks = manager.req_to_blocks.get(request.request_id)
+        if blocks:
+            num_computed_tokens = request.num_computed_tokens
+            pool.drop_unwritten(blocks, num_computed_tokens)
+            num_known_tokens = num_computed_tokens - request.num_output_placeholders
+            pool.cache_tail(request, blocks, min(num_known_tokens, request.num_tokens))
+        if request.is_finished():
+            pool.plans.call_ended(getattr(request, "helium", None))
+
+    # --- plans and leases ------------------------------------------------------------------------
+
+    def register_plan(self, digest: str, plan: EnginePlan) -> None:
+        """Tells the cache what the calls of a plan will read; see ``PlanUses``."""
+        if self.pool is not None:
+            self.pool.plans.register(digest, plan)
+
+    def drop_plan(self, digest: str) -> None:
+        """Forgets a plan; what only it used is evicted first."""
+        if self.pool is not None:
+            self.pool.plans.drop(digest)
+
+    def finish_run(self, digest: str, run: str) -> None:
+        """Ends a run whose remaining calls will not come."""
+        if self.pool is not None:
+            self.pool.plans.finish_run(digest, run)
+
+    def lease_prefix(self, request: Request, num_tokens: int, lease_s: float) -> bool:
+        """Leases the cached blocks of a request's first ``num_tokens`` tokens.
+
+        Returns:
+            Whether a lease stands; not where nothing is cached or the budget is too small.
+        """
+        if self.pool is None:
+            return False
+        path = request_path(request, self.pool.hash_block_size, self.pool.plans)
+        num_tokens = min(num_tokens, request.num_tokens)
+        match = self.pool.index.match(path.namespace, path.tokens, num_tokens, path.labels)
+        return self.pool.index.lease_blocks(match.blocks, lease_s) != NO_TAG
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for the status report."""
+        if self.pool is None:
+            return {"index": "upstream"}
+        return {
+            "index": "tree",
+            **self.pool.index.stats(),
+            **self.pool.plans.describe(),
+            "miss_requests": dict(self.misses.num_requests),
+            "miss_tokens": dict(self.misses.num_tokens),
+            "miss_evicted_as": dict(self.misses.evicted_as),
+        }
+
+
+def kv_cache_manager_factory(
+    vllm_config: VllmConfig, options: PrefixCacheOptions | None
+) -> Callable[..., KVCacheManager]:
+    """What ``Scheduler.kv_cache_manager_cls`` should be for this engine.
+
+    Args:
+        options: ``None`` keeps upstream's index.
+    """
+    unsupported = None
+    if vllm_config.kv_transfer_config is not None:
+        unsupported = "a KV connector needs block hashes"
+    elif vllm_config.speculative_config is not None:
+        unsupported = "speculative decoding is on"
+    return functools.partial(TrtKVCacheManager, options=options, unsupported=unsupported)

@@ -1,0 +1,28 @@
+"""Why lookups fell short, counted once per admitted request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm_helium.prefix_cache.index import MISS_REASONS, Match
+
+
+@dataclass
+class MissCounts:
+    """Requests by the reason their lookup ended, and tokens that had to be computed for it.
+
+    Attributes:
+        num_requests: By reason; ``none`` counts full hits.
+        num_tokens: Prompt tokens not reused, by reason.
+        evicted_as: Requests by what the missing block was when it was evicted.
+    """
+
+    num_requests: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MISS_REASONS, 0))
+    num_tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MISS_REASONS, 0))
+    evicted_as: dict[str, int] = field(default_factory=dict)
+
+    def record(self, match: Match, num_prompt_tokens: int) -> None:
+        self.num_requests[match.reason] += 1
+        self.num_tokens[match.reason] += num_prompt_tokens - match.num_tokens
+        if match.evicted_as is not None:
+            self.evicted_as[match.evicted_as] = self.evicted_as.get(match.evicted_as, 0) + 1
