@@ -9,20 +9,15 @@ one that comes along (135M parameters): its answers are simple, its token counts
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import os
 import time
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from helium import graphs, ops
 from helium.dsl.graph import Graph
 from helium.plan.operators import Sampling
-from helium.runtime import RunResult, run_plan
-from helium.runtime.invoke import plan
-from helium.templates.tokenizer import TransformersTokenizer
+from helium.runtime import RunResult
 from vllm_helium.models.smollm2 import ensure_smollm2
 
 if TYPE_CHECKING:
@@ -85,26 +80,15 @@ def make_llm(model: str, is_on: bool) -> LLM:
 
 
 def run(model: str, graph: Graph, is_on: bool) -> tuple[RunResult, float]:
-    """Runs the workflow on a fresh engine; returns its result and the planning time in seconds."""
-    from vllm_helium.llm_backend import LLMBackend
-
+    """Runs the workflow on a fresh engine; returns its result and the wall time in seconds."""
     llm = make_llm(model, is_on)
-    compiled = graph.compile(question=QUESTIONS)
     started = time.perf_counter()
-    schedule = None
-    if is_on:
-        schedule = plan(compiled, TransformersTokenizer(llm.get_tokenizer()), workflow="demo")
-        compiled = schedule.compiled
-    planning_s = time.perf_counter() - started
-    num_calls = sum(len(compiled.calls(op.name)) for op in compiled.plan.llm_operators)
-    label = f"Helium {'on' if is_on else 'off'}"
-    with tqdm(total=num_calls, desc=label, unit="call") as bar, LLMBackend(llm) as backend:
-        result = asyncio.run(
-            run_plan(compiled, backend, schedule=schedule, on_call=lambda *_: bar.update())
-        )
-    del backend, llm
+    inputs = {"question": QUESTIONS}
+    result = llm.run_workflow(graph, inputs, workflow=f"Helium {'on' if is_on else 'off'}")
+    elapsed_s = time.perf_counter() - started
+    del llm
     gc.collect()
-    return result, planning_s
+    return result, elapsed_s
 
 
 def main() -> None:
@@ -118,21 +102,19 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     model = options.model or str(ensure_smollm2())
     graph = build_graph(options.max_tokens)
-    on, planning_s = run(model, graph, True)
-    off, _ = run(model, graph, False)
+    on, on_s = run(model, graph, True)
+    off, off_s = run(model, graph, False)
     for question, answer in zip(QUESTIONS, on.outputs["answer"], strict=True):
         print(f"\nQ: {question}\nA: {answer}")
     print(f"\n{'':12}{'calls':>8}{'prompt':>9}{'cached':>9}{'computed':>10}{'output':>9}{'s':>8}")
-    for label, result in (("Helium on", on), ("Helium off", off)):
+    for label, result, elapsed_s in (("Helium on", on, on_s), ("Helium off", off, off_s)):
         total = result.total
         print(
             f"{label:12}{total.num_calls:8}{total.num_prompt_tokens:9}{total.num_cached_tokens:9}"
-            f"{total.num_computed_tokens:10}{total.num_output_tokens:9}{result.elapsed_s:8.1f}"
+            f"{total.num_computed_tokens:10}{total.num_output_tokens:9}{elapsed_s:8.1f}"
         )
     is_equal = on.outputs == off.outputs
-    print(
-        f"\nanswers equal: {'yes' if is_equal else 'NO'}; planning took {planning_s * 1e3:.0f} ms"
-    )
+    print(f"\nanswers equal: {'yes' if is_equal else 'NO'}")
     if on.failures or off.failures or not is_equal:
         raise SystemExit(f"failed calls: {on.failures + off.failures}, equal: {is_equal}")
 

@@ -12,21 +12,19 @@ import itertools
 import queue
 import threading
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-from vllm import LLM, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from helium.errors import EngineError
-from helium.plan.calls import Call
-from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan
 from helium.runtime.backend import ModelAnswer, ModelCall
+from vllm_helium.engine_calls import answer_of, check_model, render, request_params
 from vllm_helium.integration.engine_rpc import call_engines
-from vllm_helium.request import write_context
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 _STOP = object()
 
@@ -120,32 +118,16 @@ class LLMBackend:
         try:
             if self._closed_because is not None:
                 raise EngineError(self._closed_because)
-            if request.call.model not in (None, self._llm.model_config.served_model_name):
-                raise EngineError(f"this engine does not serve the model {request.call.model!r}")
-            prompt = tokens_input(self._render(request.call), cache_salt=request.cache_salt)
-            self._engine.add_request(request_id, prompt, self._params(request))
+            check_model(request.call, self._llm.model_config.served_model_name)
+            token_ids = render(request.call, self._tokenizer)
+            prompt = tokens_input(token_ids, cache_salt=request.cache_salt)
+            params = request_params(request, with_context=self._has_plans)
+            self._engine.add_request(request_id, prompt, params)
             self._under_way[request_id] = future
         except EngineError as error:
             future.set_exception(error)
         except Exception as error:
             future.set_exception(EngineError(f"{type(error).__name__}: {error}"))
-
-    def _render(self, call: Call) -> list[int]:
-        if call.prompt is not None:
-            return list(self._tokenizer.encode(call.prompt))
-        messages = [{"role": role, "content": content} for role, content in call.messages]
-        rendered = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return list(rendered)
-
-    def _params(self, request: ModelCall) -> SamplingParams:
-        params = sampling_params(request.call.sampling)
-        extra_args: dict[str, Any] = {}
-        if self._has_plans:
-            write_context(extra_args, request.context)
-        params.extra_args = extra_args or None
-        return params
 
     def _abort(self, request_id: str) -> None:
         if self._under_way.pop(request_id, None) is not None:
@@ -157,18 +139,10 @@ class LLMBackend:
         future = self._under_way.pop(output.request_id, None)
         if future is None or future.done():
             return
-        reasons = [choice.finish_reason for choice in output.outputs]
-        if any(reason in ("abort", "error") for reason in reasons):
-            future.set_exception(EngineError(f"the engine ended the call: {reasons}"))
-            return
-        future.set_result(
-            ModelAnswer(
-                texts=tuple(choice.text for choice in output.outputs),
-                num_prompt_tokens=len(output.prompt_token_ids or ()),
-                num_cached_tokens=output.num_cached_tokens or 0,
-                num_output_tokens=sum(len(choice.token_ids) for choice in output.outputs),
-            )
-        )
+        try:
+            future.set_result(answer_of(output))
+        except EngineError as error:
+            future.set_exception(error)
 
     def _shut(self, reason: str) -> None:
         """Ends every call under way, and those that come after, with a reason."""
@@ -185,15 +159,3 @@ class LLMBackend:
                 work = self._inbox.get_nowait()
                 if work is not _STOP:
                     work()
-
-
-def sampling_params(sampling: Sampling) -> SamplingParams:
-    """Translates an operator's sampling; the whole answer comes in one output."""
-    values = msgspec.structs.asdict(sampling)
-    structured = values.pop("structured")
-    values["stop"] = list(values["stop"])
-    return SamplingParams(
-        **values,
-        structured_outputs=StructuredOutputsParams(**structured) if structured else None,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )

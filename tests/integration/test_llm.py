@@ -11,7 +11,7 @@ from helium.errors import ConfigError, EngineError, PlanError
 from helium.plan.interpret import interpret
 from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan, PlanOperator, WorkflowContext
-from helium.runtime import ModelCall, invoke_async, run_plan
+from helium.runtime import ModelCall, invoke_async
 from helium.templates.tokenizer import TransformersTokenizer
 from tests.integration.conftest import FAST_ENGINE_ARGUMENTS, FAST_ENGINE_ENVIRONMENT
 
@@ -136,7 +136,7 @@ def test_the_plan_decides_the_order_of_waiting_requests(llm):
 
 def naive(llm, compiled):
     """Runs a workflow call by call, in plan order, with nothing of ours."""
-    from vllm_helium.llm_backend import sampling_params
+    from vllm_helium.engine_calls import sampling_params
 
     def model(call, operator, row):
         messages = [{"role": role, "content": content} for role, content in call.messages]
@@ -157,9 +157,18 @@ def test_a_workflow_gives_what_a_naive_sequential_run_gives(llm, stock):
     assert result.outputs == expected
     assert result.failures == []
     assert result.total.num_calls == 3 * 8
-    with LLMBackend(stock) as backend:
-        plain = asyncio.run(run_plan(workload.graph.compile(**workload.batch), backend))
+    plain = stock.run_workflow(workload.graph, workload.batch, use_tqdm=False)
     assert plain.outputs == expected and plain.total.num_calls == 3 * 15
+
+
+def test_run_workflow_also_works_where_an_event_loop_runs(llm):
+    workload = mapreduce.build_mmlu(1, scale=0.1, max_tokens=2)
+
+    async def notebook():
+        return llm.run_workflow(workload.graph, workload.batch, use_tqdm=False)
+
+    result = asyncio.run(notebook())
+    assert result.failures == [] and len(result.outputs["answer"]) == 1
 
 
 def request_of(text, **sampling):

@@ -56,7 +56,7 @@ def test_guard_engine_config():
     assert "async_scheduling" in {field.name for field in dataclasses.fields(SchedulerConfig)}
 
 
-def test_guard_engine_args():
+def test_guard_engine_args(tmp_path):
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -64,7 +64,8 @@ def test_guard_engine_args():
         "helium"
     ] is False
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
-    args = EngineArgs.from_cli_args(parser.parse_args(["--model", "m", "--helium-max-plans", "3"]))
+    argv = ["--model", str(tmp_path), "--helium-max-plans", "3"]
+    args = EngineArgs.from_cli_args(parser.parse_args(argv))
     assert args.helium == {"max_plans": 3}
     assert "helium_config=make_helium_config(self.helium)" in source(
         EngineArgs.create_engine_config
@@ -102,6 +103,13 @@ def test_guard_offline_workflow_argument():
         assert names[-1] == "workflow", "it must come last, so that positional calls keep working"
         text = source(method)
         assert text.index("with_workflow(") < text.index("return self._")
+
+
+def test_guard_offline_run_workflow():
+    from vllm import LLM
+
+    assert list(inspect.signature(LLM.run_workflow).parameters)[1:3] == ["graph", "inputs"]
+    assert "llm_engine" in source(LLM.__init__) and callable(LLM.get_tokenizer)
 
 
 def test_guard_helium_routes():
