@@ -1,0 +1,85 @@
+"""Every backend that can run on this machine, without a GPU or with one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from helium.errors import KernelError
+from vllm_helium.kernels import dispatch, reference
+from vllm_helium.kernels.cuda_library import CudaLibrary
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST_BACKENDS = ("reference", "host_driver", "interpreted_triton")
+GPU_BACKENDS = ("reference", "triton", "cuda")
+
+
+@pytest.fixture(scope="session")
+def interpreted_triton():
+    """The Triton kernels under the interpreter, as a module of their own.
+
+    ``triton.jit`` reads the environment when it decorates, so a second copy of the module, loaded
+    with the variable set, is interpreted while the real one stays compiled.
+    """
+    pytest.importorskip("triton", reason="Triton is not installed")
+    path = ROOT / "vllm_helium" / "kernels" / "triton_kernels.py"
+    spec = importlib.util.spec_from_file_location("interpreted_triton_kernels", path)
+    module = importlib.util.module_from_spec(spec)
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+    return module
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory) -> Path:
+    """The CUDA sources' arithmetic compiled for the host, with the undefined-behaviour checks."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("g++ is not installed")
+    library = tmp_path_factory.mktemp("host") / "block_moves_host.so"
+    warnings = ["-Wall", "-Wextra", "-Werror"]
+    checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-static-libubsan"]
+    source = ROOT / "tests" / "kernels" / "block_moves_host.cpp"
+    command = [compiler, "-std=c++17", "-O1", "-fno-strict-aliasing", *warnings, *checks]
+    command += ["-shared", "-fPIC", f"-I{ROOT / 'csrc' / 'include'}", str(source)]
+    subprocess.run([*command, "-o", str(library)], check=True)
+    return library
+
+
+@pytest.fixture(
+    params=[("cpu", name) for name in HOST_BACKENDS]
+    + [pytest.param(("cuda", name), marks=pytest.mark.gpu) for name in GPU_BACKENDS],
+    ids=lambda param: "-".join(param),
+)
+def backend(request):
+    """A backend and the device its tensors live on."""
+    device, name = request.param
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        choice = reference
+        if name != "reference":
+            try:
+                choice = dispatch.load_backend(name)
+            except KernelError as error:
+                pytest.skip(str(error))
+    elif name == "reference":
+        choice = reference
+    elif name == "host_driver":
+        choice = CudaLibrary(request.getfixturevalue("host_library"))
+    else:
+        choice = request.getfixturevalue("interpreted_triton")
+    return choice, device
