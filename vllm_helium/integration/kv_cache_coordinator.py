@@ -54,6 +54,11 @@ class TrtBlockPool(BlockPool):
         assert null_block_id == self.null_block.block_id, "the null block must be the first"
         self.free_block_queue = IndexedFreeQueue(self.index, self.blocks)
 
+    @property
+    def num_evicted_blocks(self) -> int:
+        """Cached blocks given up to make room, since the pool was made."""
+        return sum(self.index.stats()["evicted"].values())
+
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         if num_blocks > self.index.num_free:
             raise ValueError(f"Cannot get {num_blocks} free blocks from the pool")
