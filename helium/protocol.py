@@ -38,12 +38,15 @@ class TemplateNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         num_tokens: Tokens of this run: exact where ``token_ids`` is known, expected elsewhere.
         token_ids: The static tokens, or ``None`` for a run that depends on the row.
         num_uses: Calls of the whole plan expected to read this run.
+        num_join_tokens: Of a run that is not static, about how many tokens are static text whose
+            tokens depend on what is beside it; all of them where the run reads no value.
     """
 
     parent: Count
     num_tokens: Count = 0
     token_ids: tuple[Annotated[int, Meta(ge=0, le=(1 << 31) - 1)], ...] | None = None
     num_uses: Count = 0
+    num_join_tokens: Count = 0
 
 
 class PlanOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -49,6 +49,39 @@ class HeliumConfig:
         "recently used goes.",
     )
 
+    prefix_index: Literal["tree", "stock"] = Field(
+        default="tree",
+        description="Index of the prefix cache: 'tree' is the templated radix tree over tokens, "
+        "'stock' is upstream's map of block hashes.",
+    )
+    min_partial_tokens: int = Field(
+        default=8,
+        ge=0,
+        le=65_536,
+        description="Shortest run inside a block worth reusing, in tokens, because a reuse copies "
+        "one block; 0 reuses whole blocks only. The default is half of the usual GPU block.",
+    )
+    lease_share: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="Largest share of all KV blocks that leases of template prefixes may hold.",
+    )
+    ordinary_share: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of all KV blocks in which ordinary traffic competes by recency alone; "
+        "what plans protect beyond the rest is evicted first.",
+    )
+    max_runs: int = Field(
+        default=1024,
+        ge=1,
+        le=1 << 20,
+        description="Workflow runs whose pending uses an engine follows; beyond it the oldest "
+        "run's blocks become ordinary ones.",
+    )
+
     def finalize(self, vllm_config: VllmConfig) -> None:
         """Sets what depends on the rest of the configuration; called by ``VllmConfig``."""
         from vllm_helium.integration.engine_config import finalize

@@ -13,7 +13,7 @@ from helium.protocol import (
     PlanOperator,
     TemplateNode,
 )
-from helium.templates.rendering import token_ids
+from helium.templates.rendering import VariableRun, token_ids
 
 
 def build_engine_plan(
@@ -63,14 +63,20 @@ def _build(
         if not node or not uses[node]:
             continue
         parent, run = tree.parents[node], tree.runs[node]
+        num_tokens = round(tokens[node] - tokens[parent])
+        if isinstance(run, VariableRun):
+            num_join_tokens = num_tokens if run.value is None else run.num_join_tokens
+        else:
+            num_join_tokens = 0
         is_known = isinstance(run, bytes) and keeps_tokens(uses[node])
         numbers[node] = len(nodes)
         nodes.append(
             TemplateNode(
                 parent=numbers[parent],
-                num_tokens=round(tokens[node] - tokens[parent]),
+                num_tokens=num_tokens,
                 token_ids=tuple(token_ids(run)) if is_known and isinstance(run, bytes) else None,
                 num_uses=uses[node],
+                num_join_tokens=num_join_tokens,
             )
         )
     operators = tuple(

@@ -158,7 +158,7 @@ def test_a_workflow_gives_what_a_naive_sequential_run_gives(llm, stock):
     assert result.failures == []
     assert result.total.num_calls == 3 * 8
     plain = stock.run_workflow(workload.graph, workload.batch, use_tqdm=False)
-    assert plain.outputs == expected and plain.total.num_calls == 3 * 15
+    assert plain.outputs == expected
 
 
 def test_run_workflow_also_works_where_an_event_loop_runs(llm):

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from helium.protocol import EnginePlan, PlanOperator, WorkflowContext
+import msgspec
+
+from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
+from helium.templates.rendering import Run, Value, VariableRun
+from helium.templates.segments import segment_lengths
 
 
 @dataclass(frozen=True)
 class RegisteredPlan:
-    """A plan and its lookup table."""
+    """A plan and its lookup tables."""
 
     plan: EnginePlan
     operators: dict[str, PlanOperator]
     num_bytes: int
+    _runs: dict[str, list[Run]] = field(default_factory=dict)
+
+    def runs(self, operator: PlanOperator) -> list[Run]:
+        """Returns the runs of an operator's template, for ``segment_lengths``."""
+        runs = self._runs.get(operator.name)
+        if runs is None:
+            nodes = (self.plan.templates[index] for index in operator.template)
+            runs = self._runs[operator.name] = [_run(node) for node in nodes]
+        return runs
+
+
+def _run(node: TemplateNode) -> Run:
+    if node.token_ids is not None:
+        return array("i", node.token_ids).tobytes()
+    is_join = 0 < node.num_tokens == node.num_join_tokens
+    return VariableRun("", None if is_join else _SOME_VALUE, node.num_join_tokens)
+
+
+_SOME_VALUE = Value("", "", False)
 
 
 class PlanRegistry:
@@ -64,6 +89,23 @@ class PlanRegistry:
             return None
         self._plans.move_to_end(context.plan)
         return entry.operators.get(context.operator)
+
+    def cut(self, context: WorkflowContext, prompt: Sequence[int]) -> WorkflowContext:
+        """Returns the context with its prompt cut at the borders of its template's nodes.
+
+        Lengths the caller sent are kept where they fit the prompt; a prompt that does not fit its
+        template (it drifted, or the plan holds no tokens) stays uncut.
+
+        Args:
+            context: Of a known plan and operator.
+        """
+        entry = self._plans[context.plan]
+        operator = entry.operators[context.operator]
+        lengths = context.segment_lengths
+        if lengths and len(lengths) == len(operator.template) and sum(lengths) <= len(prompt):
+            return context
+        lengths = segment_lengths(entry.runs(operator), prompt) if operator.template else ()
+        return msgspec.structs.replace(context, segment_lengths=lengths)
 
     def __contains__(self, digest: str) -> bool:
         return digest in self._plans

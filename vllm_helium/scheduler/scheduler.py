@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -19,6 +20,8 @@ from vllm.v1.request import Request
 from helium.errors import PlanError
 from helium.protocol import WorkflowContext, decode_engine_plan
 from vllm_helium.config import HeliumConfig
+from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
+from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.request import read_context
 from vllm_helium.scheduler.plan_queue import PlanQueue
 from vllm_helium.scheduler.plan_registry import PlanRegistry
@@ -34,9 +37,12 @@ class HeliumMixin:
     in the soft schedule or ``None``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        config = self.vllm_config.helium_config or HeliumConfig()
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        config = vllm_config.helium_config or HeliumConfig()
+        self.kv_cache_manager_cls = kv_cache_manager_factory(
+            vllm_config, prefix_cache_options(config)
+        )
+        super().__init__(vllm_config, *args, **kwargs)
         self.helium_config: HeliumConfig = config
         self.plans = PlanRegistry(config.max_plans, config.max_plan_mib << 20)
         self.num_planned_requests = 0
@@ -65,7 +71,7 @@ class HeliumMixin:
             self.num_unplanned_contexts += 1
         else:
             self.num_planned_requests += 1
-            request.helium = context
+            request.helium = self.plans.cut(context, request.prompt_token_ids or ())
             request.helium_rank = operator.rank if context.rank is None else context.rank
         if request.prefill_stats is not None:
             request.prefill_stats.helium = self._report(context, operator is not None)
@@ -102,6 +108,7 @@ class HeliumMixin:
     def _register_plan(self, encoded: bytes) -> dict[str, Any]:
         plan = decode_engine_plan(encoded)
         digest = self.plans.register(plan)
+        self.kv_cache_manager.register_plan(digest, plan)
         return {
             "digest": digest,
             "object": "helium.plan",
@@ -110,7 +117,11 @@ class HeliumMixin:
         }
 
     def _drop_plan(self, digest: str) -> bool:
+        self.kv_cache_manager.drop_plan(digest)
         return self.plans.drop(digest)
+
+    def _finish_run(self, digest: str, run: str) -> None:
+        self.kv_cache_manager.finish_run(digest, run)
 
     def _list_plans(self) -> list[dict[str, object]]:
         return self.plans.describe()
@@ -130,15 +141,29 @@ class HeliumMixin:
             "num_waiting": num_waiting,
             "num_planned_requests": self.num_planned_requests,
             "num_unplanned_contexts": self.num_unplanned_contexts,
+            "prefix_cache": self.kv_cache_manager.describe(),
         }
 
 
 _RPC = {
     "register_plan": HeliumMixin._register_plan,
     "drop_plan": HeliumMixin._drop_plan,
+    "finish_run": HeliumMixin._finish_run,
     "list_plans": HeliumMixin._list_plans,
     "status": HeliumMixin._status,
 }
+
+
+def prefix_cache_options(config: HeliumConfig) -> PrefixCacheOptions | None:
+    """Returns the tree's options, or ``None`` for upstream's index."""
+    if config.prefix_index == "stock":
+        return None
+    return PrefixCacheOptions(
+        min_partial_tokens=config.min_partial_tokens,
+        lease_share=config.lease_share,
+        ordinary_share=config.ordinary_share,
+        max_runs=config.max_runs,
+    )
 
 
 def rank_of(request: Request) -> int | None:
