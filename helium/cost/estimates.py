@@ -27,7 +27,7 @@ _NUM_MEASURED = 4_096
 """Values of a column whose characters are counted; planning must not grow with the rows."""
 
 _NUM_TOKENIZED = 4
-_CHARS_TOKENIZED = 1_024
+_CHARS_TOKENIZED = 512
 """How many of those, and how much of each, is tokenized to learn the tokens per character."""
 
 

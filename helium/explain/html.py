@@ -56,7 +56,8 @@ def _page(report: Report) -> Iterator[str]:
     yield "<h2>Timeline</h2>"
     yield (
         f'<div class="soft">Predicted, in {escape(report.unit)}; the critical path is red. A '
-        "thin bar is the delay until readers of the last row may start. One slice of the rows is shown.</div>"
+        "thin bar is the delay until readers of the last row may start. "
+        "One slice of the rows is shown.</div>"
     )
     yield from _timeline(report)
     yield "<h2>Schedule</h2>"

@@ -21,10 +21,11 @@ def schedule_on_tree(problem: Problem, engines: Sequence[int]) -> Assignment:
     earliest start is forced. O(n * depth * log n).
     """
     state = _State(problem)
-    locals_ = [_Frontier(problem) for _ in range(problem.num_engines)]
+    forks = _forks(problem)
+    frontiers = [_Frontier(problem, forks) for _ in range(problem.num_engines)]
 
     def release(task: int) -> None:
-        heappush(locals_[engines[task]].pending, (state.ready[task], task))
+        heappush(frontiers[engines[task]].pending, (state.ready[task], task))
 
     for task in range(problem.num_tasks):
         if not problem.producers[task]:
@@ -32,11 +33,11 @@ def schedule_on_tree(problem: Problem, engines: Sequence[int]) -> Assignment:
     while len(state.order) < problem.num_tasks:
         candidates = (
             (start, engine)
-            for engine, frontier in enumerate(locals_)
+            for engine, frontier in enumerate(frontiers)
             if (start := frontier.next_start(state.clocks[engine])) is not None
         )
         start, engine = min(candidates)
-        task = locals_[engine].take(start, state.last[engine])
+        task = frontiers[engine].take(start, state.last[engine])
         for released in state.run(task, engine):
             release(released)
     return Assignment(state.order, list(engines))
@@ -49,7 +50,8 @@ def schedule_on_engines(problem: Problem) -> Assignment:
     before it there and with the conversation it continues (affinity). O(n * (engines + log n)).
     """
     state = _State(problem)
-    engines = [0] * problem.num_tasks
+    usages, num_tasks = problem.usages, problem.num_tasks
+    engines = [0] * num_tasks
     heap = [
         (-problem.priorities[task], task)
         for task in range(problem.num_tasks)
@@ -63,8 +65,11 @@ def schedule_on_engines(problem: Problem) -> Assignment:
         saving = problem.history_saving(task) if problem.num_engines > 1 else 0.0
         best = float("inf")
         engine = 0
-        for candidate in range(problem.num_engines):
-            end = max(state.clocks[candidate], ready) + problem.usage(state.last[candidate], task)
+        for candidate, clock in enumerate(state.clocks):
+            usage = usages.get(state.last[candidate] * num_tasks + task)
+            if usage is None:
+                usage = problem.usage(state.last[candidate], task)
+            end = (clock if clock > ready else ready) + usage
             if history >= 0 and engines[history] == candidate:
                 end -= saving
             if end < best:
@@ -109,8 +114,9 @@ class _State:
 class _Frontier:
     """Tasks of one engine whose producers are scheduled; those that may start are on the tree."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, forks: Sequence[int]) -> None:
         self._problem = problem
+        self._forks = forks
         self.pending: list[tuple[float, int]] = []
         self._heaps: dict[int, list[tuple[float, int]]] = {}
         self._taken: set[int] = set()
@@ -124,7 +130,7 @@ class _Frontier:
 
     def take(self, now: float, last: int) -> int:
         """Removes and returns the next task, given the time and the task scheduled last."""
-        tree, tasks, priorities = self._problem.tree, self._problem.tasks, self._problem.priorities
+        forks, tasks, priorities = self._forks, self._problem.tasks, self._problem.priorities
         while self.pending and self.pending[0][0] <= now:
             _, task = heappop(self.pending)
             self._num_available += 1
@@ -133,7 +139,7 @@ class _Frontier:
                 heappush(self._heaps.setdefault(node, []), (-priorities[task], task))
                 if not node:
                     break
-                node = tree.parents[node]
+                node = forks[node]
         node = tasks[last].leaf if last >= 0 else 0
         while True:
             heap = self._heaps.get(node, [])
@@ -145,4 +151,23 @@ class _Frontier:
                 self._num_available -= 1
                 return task
             assert node, "asked for a task when none may start"
-            node = tree.parents[node]
+            node = forks[node]
+
+
+def _forks(problem: Problem) -> list[int]:
+    """Returns, for each node, the nearest one above it where a choice is to be made.
+
+    Chains without branches are skipped: below them there is what is below their ends.
+    """
+    tree = problem.tree
+    num_children = [0] * len(tree.parents)
+    for node, parent in enumerate(tree.parents):
+        if node:
+            num_children[parent] += 1
+    ends = {task.leaf for task in problem.tasks}
+    forks = list(tree.parents)
+    for node in sorted(range(1, len(forks)), key=tree.levels.__getitem__):
+        parent = tree.parents[node]
+        if parent and num_children[parent] == 1 and parent not in ends:
+            forks[node] = forks[parent]
+    return forks

@@ -7,6 +7,7 @@ slices only where it pays, and improvement by local moves.
 from __future__ import annotations
 
 from itertools import groupby
+from math import inf
 
 from helium.cost.estimates import Estimates
 from helium.cost.model import CostModel, TokenStepModel
@@ -28,6 +29,9 @@ MAX_CALLS_BY_CALL = 64
 
 REPLICATION_GAIN_RATIO = 0.01
 """More slices, each computing the static prefixes anew, must shorten the run by this much."""
+
+MAX_OPERATORS_FOR_ALL_SLICINGS = 1_000
+"""Larger workflows try the extremes only: rows uncut, and a slice per engine."""
 
 DEFAULT_BUDGET = 6_000
 """Tasks evaluated by the local search; some milliseconds."""
@@ -92,22 +96,26 @@ def _place(
 ) -> tuple[Problem, Assignment, int]:
     """Cuts rows into slices and places operators on each slice's engines.
 
-    Takes the fewest slices whose predicted run is about as short as the shortest.
+    Takes more slices only where the predicted run gets noticeably shorter.
     """
     most_rows = max(lowering.num_calls.values())
-    options = []
-    for num_slices in range(1, num_engines + 1):
-        if num_engines % num_slices or num_slices > most_rows:
-            continue
+    slicings = [k for k in range(1, num_engines + 1) if not num_engines % k and k <= most_rows]
+    if len(lowering.operators) > MAX_OPERATORS_FOR_ALL_SLICINGS:
+        slicings = sorted({slicings[0], slicings[-1]})
+    chosen: tuple[Problem, Assignment, int] | None = None
+    limit = inf
+    for num_slices in slicings:
         problem = lowering.operator_problem(model, num_engines // num_slices, num_slices)
         placed = schedule_on_engines(problem)
         on_tree = schedule_on_tree(problem, placed.engines)
         assignment, timeline = _best(problem, [placed, on_tree])
-        options.append((problem, assignment, num_slices, timeline.makespan))
-    shortest = min(makespan for *_, makespan in options)
-    limit = shortest * (1 + REPLICATION_GAIN_RATIO)
-    problem, assignment, num_slices, _ = next(o for o in options if o[3] <= limit)
-    return problem, assignment, num_slices
+        if chosen is None or timeline.makespan < limit:
+            chosen = problem, assignment, num_slices
+            limit = timeline.makespan * (1 - REPLICATION_GAIN_RATIO)
+        if limit <= problem.shortest_chain():
+            break  # more slices cannot pay
+    assert chosen is not None, "one slice is always possible"
+    return chosen
 
 
 def _best(problem: Problem, assignments: list[Assignment]) -> tuple[Assignment, Timeline]:

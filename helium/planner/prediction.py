@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from helium.planner.problem import Problem
 from helium.planner.timeline import Timeline
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What the cost model expects of an operator; tokens over all its calls, times of its first
     slice of rows, in the model's unit.
 

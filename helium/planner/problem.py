@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from helium.cost.model import CostModel
 
@@ -19,8 +20,7 @@ WHOLE_OPERATOR = -1
 """``Task.row`` of a task that stands for several rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One unit of scheduling.
 
     Attributes:
@@ -120,6 +120,17 @@ class Problem:
     def num_tasks(self) -> int:
         """Number of tasks."""
         return len(self.tasks)
+
+    def shortest_chain(self) -> float:
+        """Returns a lower bound of any makespan: the longest chain of single, all-cached calls."""
+        model, tokens = self.model, self.tree.tokens
+        longest, latest = 0.0, [0.0] * self.num_tasks
+        for index, task in enumerate(self.tasks):
+            own = model.usage(0.0, tokens[task.leaf], task.output_tokens)
+            start = max((latest[p] + self.delays[p] for p in task.producers), default=0.0)
+            latest[index] = start + own
+            longest = max(longest, latest[index])
+        return longest
 
     def history_saving(self, task: int) -> float:
         """Returns the usage that running on the engine of its history's KV would save.

@@ -81,9 +81,10 @@ def token_ids(run: bytes) -> array[int]:
 
 
 class TemplateRenderer:
-    """Renders the templates of a bound plan's LLM operators, each once.
+    """Renders the templates of a bound plan's LLM operators.
 
-    Cost of one template: its static text, and the messages of its conversation.
+    Cost of one template: its static text, and the messages of its conversation. Remembers static
+    texts, and the templates that conversations continue.
     """
 
     def __init__(self, compiled: CompiledPlan, tokenizer: PromptTokenizer) -> None:
@@ -92,6 +93,7 @@ class TemplateRenderer:
         self._tokenizer = tokenizer
         self._joins = JoinFinder(tokenizer)
         self._values: dict[Reference, _Pieces] = {}
+        self._histories = {operator.history for operator in compiled.plan.llm_operators}
         self._rendered: dict[str, tuple[_Pieces, Template]] = {}
 
     def template(self, operator: Llm) -> Template:
@@ -100,16 +102,17 @@ class TemplateRenderer:
         Raises:
             PlanError: The model's chat template refuses the operator's messages.
         """
-        if operator.name not in self._rendered:
-            # Render a long conversation from its start, not by recursion from its end.
-            turns = [operator]
-            while turns[-1].history is not None and turns[-1].history not in self._rendered:
-                turn = self._by_name[turns[-1].history]
-                assert isinstance(turn, Llm), f"{turn.name!r} is a history, but no LLM operator"
-                turns.append(turn)
-            for turn in reversed(turns):
-                self._rendered[turn.name] = self._render(turn)
-        return self._rendered[operator.name][1]
+        # Render a long conversation from its start, not by recursion from its end.
+        turns = [operator]
+        while turns[-1].history is not None and turns[-1].history not in self._rendered:
+            turn = self._by_name[turns[-1].history]
+            assert isinstance(turn, Llm), f"{turn.name!r} is a history, but no LLM operator"
+            turns.append(turn)
+        for turn in reversed(turns):
+            rendered = self._rendered.get(turn.name) or self._render(turn)
+            if turn.name in self._histories:
+                self._rendered[turn.name] = rendered
+        return rendered[1]
 
     def _render(self, operator: Llm) -> tuple[_Pieces, Template]:
         if operator.prompt is not None:

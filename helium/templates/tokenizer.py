@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -88,8 +89,7 @@ class WordTokenizer:
         return text
 
     def encode(self, text: str) -> Encoding:
-        token_ids: list[int] = []
-        starts: list[int] = []
+        token_ids, starts = array("i"), array("q")
         position = 0
         for special in self._SPECIAL.finditer(text):
             self._encode_words(text, position, special.start(), token_ids, starts)
@@ -107,10 +107,10 @@ class WordTokenizer:
         return 0 < position < len(text) and text[position].isspace() != text[position - 1].isspace()
 
     def _encode_words(
-        self, text: str, start: int, stop: int, token_ids: list[int], starts: list[int]
+        self, text: str, start: int, stop: int, token_ids: array[int], starts: array[int]
     ) -> None:
         words = self._WORD.findall(text, start, stop)  # they leave no gaps
-        token_ids.extend([crc32(word) >> 1 for word in map(str.encode, words)])
+        token_ids.fromlist([crc32(word) >> 1 for word in map(str.encode, words)])
         starts.extend(accumulate(map(len, words[:-1]), initial=start) if words else ())
 
 

@@ -53,7 +53,8 @@ class TemplateTree:
         self.parents: list[int] = [0]
         self.runs: list[Run] = [b""]
         self.leaves: dict[str, int] = {}
-        self._children: list[dict[str | bytes, int]] = [{}]
+        # No child (0), the only child, or several by the key of their run: most nodes have one.
+        self._children: list[int | dict[str | bytes, int]] = [0]
 
     @property
     def num_nodes(self) -> int:
@@ -68,13 +69,20 @@ class TemplateTree:
         assert operator not in self.leaves, f"operator {operator!r} is in the tree already"
         node = 0
         for run in template:
-            node = self._extend(node, run)
+            if isinstance(run, bytes):
+                node = self._extend(node, run)
+            else:
+                child = self._child(node, run.label)
+                node = child or self._add(node, run)
         self.leaves[operator] = node
         return node
 
     def children(self, node: int) -> tuple[int, ...]:
         """Returns the children of a node in order of insertion."""
-        return tuple(self._children[node].values())
+        children = self._children[node]
+        if isinstance(children, dict):
+            return tuple(children.values())
+        return (children,) if children else ()
 
     def path(self, node: int) -> list[int]:
         """Returns the nodes from below the root down to ``node``."""
@@ -91,7 +99,11 @@ class TemplateTree:
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(reversed(self._children[node].values()))
+            children = self._children[node]
+            if isinstance(children, dict):
+                stack.extend(reversed(children.values()))
+            elif children:
+                stack.append(children)
 
     def num_uses(self, num_calls: Callable[[str], int]) -> list[int]:
         """Returns how many calls read each node, [num_nodes].
@@ -119,7 +131,7 @@ class TemplateTree:
             node, prefix = stack.pop()
             longer = [
                 (child, prefix + run)
-                for child in self._children[node].values()
+                for child in self.children(node)
                 if isinstance(run := self.runs[child], bytes) and uses[child] >= min_uses
             ]
             if not longer and prefix:
@@ -137,21 +149,26 @@ class TemplateTree:
         seen = list(self.preorder())
         assert sorted(seen) == list(range(self.num_nodes)), "a node is unreachable or reached twice"
         for node in seen:
-            for key, child in self._children[node].items():
+            for child in self.children(node):
+                found = self._child(node, _key(self.runs[child]))
                 assert self.parents[child] == node, f"node {child} disowns its parent {node}"
-                assert _key(self.runs[child]) == key, f"node {child} is filed under another key"
+                assert found == child, f"node {child} is filed under another key"
                 assert self.runs[child] != b"", f"node {child} is empty"
         ends = set(self.leaves.values())
         for node in seen[1:]:
             assert node in ends or self._children[node], f"node {node} leads to no operator"
 
-    def _extend(self, node: int, run: Run) -> int:
-        if isinstance(run, VariableRun):
-            child = self._children[node].get(run.label)
-            return self._add(node, run) if child is None else child
+    def _child(self, node: int, key: str | bytes) -> int:
+        """Returns the child whose run begins like this, or 0."""
+        children = self._children[node]
+        if isinstance(children, dict):
+            return children.get(key, 0)
+        return children if children and _key(self.runs[children]) == key else 0
+
+    def _extend(self, node: int, run: bytes) -> int:
         while run:
-            child = self._children[node].get(run[:_TOKEN_BYTES])
-            if child is None:
+            child = self._child(node, run[:_TOKEN_BYTES])
+            if not child:
                 return self._add(node, run)
             known = self.runs[child]
             assert isinstance(known, bytes)
@@ -165,19 +182,31 @@ class TemplateTree:
         node = self.num_nodes
         self.parents.append(parent)
         self.runs.append(run)
-        self._children.append({})
-        self._children[parent][_key(run)] = node
+        self._children.append(0)
+        children = self._children[parent]
+        if isinstance(children, dict):
+            children[_key(run)] = node
+        elif children:
+            self._children[parent] = {_key(self.runs[children]): children, _key(run): node}
+        else:
+            self._children[parent] = node
         return node
 
     def _split(self, node: int, length: int) -> int:
         """Puts a new node above ``node`` that takes the first ``length`` bytes of its run."""
         run = self.runs[node]
         assert isinstance(run, bytes)
-        parent = self.parents[node]
-        upper = self._add(parent, run[:length])
+        parent, upper = self.parents[node], self.num_nodes
+        self.parents.append(parent)
+        self.runs.append(run[:length])
+        self._children.append(node)
+        siblings = self._children[parent]
+        if isinstance(siblings, dict):
+            siblings[_key(run)] = upper
+        else:
+            self._children[parent] = upper
         self.runs[node] = run[length:]
         self.parents[node] = upper
-        self._children[upper][_key(run[length:])] = node
         return upper
 
 
