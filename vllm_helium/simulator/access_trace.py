@@ -45,6 +45,11 @@ class AccessTrace:
         self.blocks += blocks
         self.is_lookup += [False] * len(blocks)
 
+    def clear(self) -> None:
+        """Forgets the accesses so far."""
+        self.blocks.clear()
+        self.is_lookup.clear()
+
     def _path(self, token_ids: Sequence[int], salt: str | None) -> list[int]:
         numbers, size = self._numbers, self.block_size
         path: list[int] = []

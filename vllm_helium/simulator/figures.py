@@ -71,6 +71,11 @@ class EngineFigures:
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
 
+    def since(self, earlier: EngineFigures) -> EngineFigures:
+        """Returns what was added after an earlier state."""
+        before = asdict(earlier)
+        return EngineFigures(**{name: value - before[name] for name, value in asdict(self).items()})
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values."""
         return {

@@ -45,6 +45,7 @@ class Simulation:
         has_traces: bool = False,
     ) -> None:
         options = options or EngineOptions()
+        self.block_size = options.block_size
         self.clock = VirtualClock()
         self.tokenizer = PieceTokenizer()
         self.model = FakeModel(self.tokenizer, lengths, seed)
@@ -75,6 +76,10 @@ class Simulation:
         for engine in self.engines:
             total.add(engine.measured())
         return total
+
+    def traced_engines(self) -> list[tuple[AccessTrace, SimulatedEngine]]:
+        """Returns every trace with its engine."""
+        return list(zip(self.traces, self.engines, strict=bool(self.traces)))
 
     def calls(self) -> list[CallRecord]:
         """Returns the records of all finished calls, engine by engine."""

@@ -1,0 +1,1 @@
+"""Other systems' ways to run a workflow, written from their papers."""

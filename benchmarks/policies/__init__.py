@@ -1,0 +1,1 @@
+"""Scheduling and eviction policies from the literature, on vLLM's own scheduler."""

@@ -1,0 +1,165 @@
+"""Runs benchmark workflows in virtual time: systems x devices x engines, one table and one JSON.
+
+    python -m benchmarks.simulate --workflow trading-8b --rows 16 --system langgraph --system helium
+
+Figures are virtual: they follow from the scheduler's decisions and the roofline model, and are the
+same bytes for the same arguments. Wall times are kept apart from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks.baselines.systems import SYSTEMS, system
+from benchmarks.simulated_run import Setting, run_system
+from benchmarks.workflows import WORKFLOWS
+from helium.cost import DEVICES, MODELS
+from helium.errors import HeliumError
+
+_DEFAULT_SYSTEMS = ("op_wise", "langgraph", "lspf", "kvflow", "helium")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs what the command line asks for."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    settings = [
+        Setting(
+            workflow=workflow,
+            rows=options.rows,
+            is_distinct=options.distinct,
+            scale=options.scale,
+            max_tokens=options.max_tokens,
+            seed=options.seed,
+            device=device,
+            model=model,
+            num_engines=engines,
+            num_blocks=options.blocks,
+            is_warm=options.warm,
+            has_trace=options.trace,
+        )
+        for workflow in options.workflow
+        for device in options.device
+        for model in options.model
+        for engines in options.engines
+    ]
+    try:
+        systems = [system(name) for name in options.system or _DEFAULT_SYSTEMS]
+        results = []
+        gc.freeze()  # what is loaded by now stays; collections need not look at it
+        for setting in settings:
+            print(setting.title(), flush=True)
+            rows = []
+            for one in systems:
+                rows.append(run_system(setting, one))
+                gc.collect()
+            results += rows
+            print(table(rows), flush=True)
+    except HeliumError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    finally:
+        gc.unfreeze()
+    if options.output is not None:
+        report = {"environment": environment(), "results": results}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    return 0
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Returns the results of one setting as text; ratios are to the first system named helium."""
+    by_name = {result["system"]["name"]: result["figures"] for result in results}
+    reference = next((n for n in by_name if n.partition(":")[0] == "helium"), next(iter(by_name)))
+    columns = {
+        "makespan s": lambda f: f"{f['makespan_s']:.1f}",
+        f"x {reference.partition(':')[0]}": lambda f: (
+            f"{f['makespan_s'] / by_name[reference]['makespan_s']:.2f}"
+        ),
+        "calls": lambda f: str(f["num_calls"]),
+        "prefill k": lambda f: f"{f['num_prefill_tokens'] / 1e3:.0f}",
+        "hit %": lambda f: f"{100 * f['hit_ratio']:.1f}",
+        "output k": lambda f: f"{f['num_output_tokens'] / 1e3:.0f}",
+        "evicted": lambda f: str(f["num_evictions"]),
+        "preempted": lambda f: str(f["num_preemptions"]),
+        "p50 s": lambda f: f"{f['latency_p50_s']:.1f}",
+        "p95 s": lambda f: f"{f['latency_p95_s']:.1f}",
+    }
+    if "offline_bound" in next(iter(by_name.values())):
+        columns["bound %"] = lambda f: f"{100 * f['offline_bound']['hit_ratio']:.1f}"
+    rows = [["system", *columns, "wall s"]]
+    for result in results:
+        figures = result["figures"]
+        cells = [show(figures) for show in columns.values()]
+        rows.append([result["system"]["name"], *cells, f"{result['wall']['run_s']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the figures were made with."""
+    import platform
+    import subprocess
+
+    import vllm
+
+    root = Path(__file__).resolve().parent.parent
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
+    )
+    return {
+        "command": "python -m benchmarks.simulate " + " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "vllm": vllm.__version__,
+        "revision": revision.stdout.strip() or "unknown",
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    devices = [name for name in DEVICES if name != "cpu"]
+    add("--workflow", nargs="+", default=["trading-8b"], choices=list(WORKFLOWS), metavar="NAME")
+    add("--rows", type=int, help="rows of the batch; the workflow's own number by default")
+    add("--distinct", action="store_true", help="agents that are all different")
+    add("--scale", type=float, default=1.0, help="factor on the lengths of all texts")
+    add("--max-tokens", type=int, default=512, help="limit of every answer")
+    add(
+        "--system",
+        action="append",
+        help=f"repeatable; {', '.join(SYSTEMS)}, or one of them with overrides: name:{{JSON}}",
+    )
+    add("--device", nargs="+", default=["H100-80GB"], choices=devices)
+    add("--model", nargs="+", default=["Qwen3-8B"], choices=list(MODELS))
+    add("--engines", nargs="+", type=int, default=[1])
+    add("--blocks", type=int, help="KV blocks of each engine, instead of the device's memory")
+    add("--seed", type=int, default=0)
+    add("--warm", action="store_true", help="run another day first; its outputs may be reused")
+    add("--trace", action="store_true", help="compute the offline bound on block hits as well")
+    add("--output", type=Path, help="JSON file to write")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
