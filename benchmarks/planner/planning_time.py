@@ -1,10 +1,11 @@
 """Planning time and memory: optimizer, templates and tree, placement and schedule.
 
-Usage: python -m benchmarks.planner.planning_time [--repeats 15] [--output FILE]
+Usage: python -m benchmarks.planner.planning_time [--repeats 15] [--tokenizer FOLDER]
 
 Token rendering is inside (a word tokenizer, new for every repetition). ``published`` is Trading-16b
 as the paper has it, where the optimizer merges equal branches; ``distinct`` gives every branch its
-own prompts, so that nothing merges. An A/A row repeats the first one: its distance is the noise.
+own prompts, so that nothing merges. With ``--tokenizer``, a model's folder, planning with its
+tokenizer is measured too: the first plan probes where static tokens end, later ones remember. An A/A row repeats the first one: its distance is the noise.
 
 Source: Helium, §7 (< 230 ms and 552 KiB of metadata at 16 branches).
 """
@@ -34,7 +35,7 @@ from helium.plan.operators import Input, Llm, Message, Operator, Output, Referen
 from helium.plan.text import text
 from helium.planner import plan_workflow
 from helium.planner.lowering import Lowering
-from helium.templates import WordTokenizer
+from helium.templates import TransformersTokenizer, WordTokenizer
 
 NUM_PROCESSES = 20
 
@@ -42,6 +43,7 @@ NUM_PROCESSES = 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--tokenizer", type=Path, help="folder of a Hugging Face tokenizer")
     parser.add_argument("--digest", action="store_true", help="print the plans' digest and exit")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmarks/results/planner_planning_time.json")
@@ -73,6 +75,9 @@ def main() -> None:
     }
     for name, found in memory.items():
         print(f"{name:42} peak KiB:", ", ".join(f"{k} {v:.0f}" for k, v in found.items()))
+    real = real_tokenizer(published, arguments.tokenizer) if arguments.tokenizer else None
+    if real:
+        print("trading-16b published, real tokenizer, CPU ms:", real)
     digests = {digest_elsewhere(seed) for seed in range(NUM_PROCESSES)}
     print(f"plan digests over {NUM_PROCESSES} processes: {len(digests)} distinct")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +86,7 @@ def main() -> None:
         "environment": {**environment, "repeats": arguments.repeats, "cpus": os.cpu_count()},
         "times": rows,
         "peak_kib": memory,
+        "real_tokenizer_cpu_ms": real,
         "distinct_digests": len(digests),
         "processes": NUM_PROCESSES,
     }
@@ -118,6 +124,20 @@ def measure(compiled: CompiledPlan, num_engines: int, repeats: int) -> dict[str,
         "of_which_tokenizing_ms": 1e3 * statistics.median(renders),
         "engine_messages_ms": 1e3 * statistics.median(messages),
     }
+
+
+def real_tokenizer(compiled: CompiledPlan, folder: Path) -> dict[str, float]:
+    """Returns processor time of the first plan with a model's tokenizer, and of the second."""
+    from transformers import AutoTokenizer
+
+    optimized = optimize(compiled, ALL_ON).compiled
+    tokenizer = TransformersTokenizer(AutoTokenizer.from_pretrained(folder))
+    times = []
+    for _ in range(2):
+        start = time.process_time()
+        plan_workflow(optimized, tokenizer)
+        times.append(1e3 * (time.process_time() - start))
+    return {"first": times[0], "again": times[1]}
 
 
 def peak_memory(compiled: CompiledPlan, num_engines: int) -> dict[str, float]:

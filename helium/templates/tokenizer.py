@@ -21,6 +21,10 @@ _FILLERS = (
 """Neighbours a cut must survive: one of every class that pre-tokenizers tell apart, and mixes."""
 
 
+_MAX_REMEMBERED = 16_384
+"""Probed cuts that are remembered, some hundred bytes each."""
+
+
 class Encoding(NamedTuple):
     """Tokens of a text.
 
@@ -143,6 +147,8 @@ class TransformersTokenizer:
         self._special = tuple(
             token.content for _, token in added if not token.single_word and token.content
         )
+        # Probing is the slow part of planning, and workflows are planned again and again.
+        self._stable: dict[tuple[str, int], bool] = {}
         self._completion_prefix = self._find_completion_prefix()
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], add_reply: bool) -> str:
@@ -170,9 +176,7 @@ class TransformersTokenizer:
         return self._completion_prefix + text
 
     def encode(self, text: str) -> Encoding:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        starts = [start for start, _ in encoded["offset_mapping"]]
-        return Encoding(encoded["input_ids"], starts)
+        return self._encode_batch([text])[0]
 
     def special_tokens(self) -> tuple[str, ...]:
         return self._special
@@ -181,7 +185,22 @@ class TransformersTokenizer:
         # Inside a word, only a vocabulary could tell: probing is trusted where white space begins.
         if not 0 < position < len(text) or not text[position].isspace():
             return False
-        return not text[position - 1].isspace() and probe_boundary(self.encode, text, position)
+        return not text[position - 1].isspace() and self._is_stable(text, position)
+
+    def _is_stable(self, text: str, position: int) -> bool:
+        key = (text, position)
+        is_stable = self._stable.get(key)
+        if is_stable is None:
+            is_stable = probe_boundary(self._encode_batch, text, position)
+            if len(self._stable) >= _MAX_REMEMBERED:
+                self._stable.clear()
+            self._stable[key] = is_stable
+        return is_stable
+
+    def _encode_batch(self, texts: list[str]) -> list[Encoding]:
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        return [Encoding(ids, [start for start, _ in offsets]) for ids, offsets in pairs]
 
     def _find_completion_prefix(self) -> str:
         token_ids = self._tokenizer("x", add_special_tokens=True)["input_ids"]
@@ -190,25 +209,27 @@ class TransformersTokenizer:
         return str(self._tokenizer.bos_token) if has_bos else ""
 
 
-def probe_boundary(encode: Callable[[str], Encoding], text: str, position: int) -> bool:
+def probe_boundary(
+    encode_batch: Callable[[list[str]], Sequence[Encoding]], text: str, position: int
+) -> bool:
     """Whether ``position`` of ``text`` stays a token boundary beside every filler text.
 
     Fillers are put before the text, to look at the tokens from ``position`` on, and after it, to
-    look at those up to ``position``. Costs two tokenizations of ``text`` per filler.
+    look at those up to ``position``. Costs one batch of two tokenizations of ``text`` per filler.
     """
-    alone = encode(text)
+    before = [filler + text for filler in _FILLERS]
+    after = [text + filler for filler in _FILLERS]
+    alone, *encodings = encode_batch([text, *before, *after])
     right = _tokens_from(alone, position, 0)
-    left = _tokens_before(alone, position, 0)
+    left = _tokens_before(alone, position)
     reach = right[0][1] if right else len(text) - position
     if reach > 1 and not text[position : position + reach].isspace():
         return False  # a token of the left side reaches over the cut
-    for filler in _FILLERS:
-        before = encode(filler + text)
-        if _tokens_from(before, position, len(filler)) != right:
-            return False
-        if _tokens_before(encode(text + filler), position, 0) != left:
-            return False
-    return True
+    num = len(_FILLERS)
+    return all(
+        _tokens_from(encoding, position, len(filler)) == right
+        for filler, encoding in zip(_FILLERS, encodings[:num], strict=True)
+    ) and all(_tokens_before(encoding, position) == left for encoding in encodings[num:])
 
 
 def _tokens_from(encoding: Encoding, position: int, shift: int) -> list[tuple[int, int]]:
@@ -217,7 +238,6 @@ def _tokens_from(encoding: Encoding, position: int, shift: int) -> list[tuple[in
     return [(token, start - cut) for token, start in pairs if start >= cut]
 
 
-def _tokens_before(encoding: Encoding, position: int, shift: int) -> list[tuple[int, int]]:
-    cut = position + shift
+def _tokens_before(encoding: Encoding, cut: int) -> list[tuple[int, int]]:
     pairs = zip(encoding.token_ids, encoding.starts, strict=True)
     return [(token, start) for token, start in pairs if start < cut]

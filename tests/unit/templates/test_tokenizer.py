@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from helium.errors import ConfigError, PlanError
-from helium.templates import TransformersTokenizer, WordTokenizer
+from helium.templates import Encoding, TransformersTokenizer, WordTokenizer
 from helium.templates.tokenizer import probe_boundary
 
 
@@ -22,9 +22,13 @@ def test_word_tokenizer_covers_the_text_and_agrees_between_instances() -> None:
 def test_word_boundaries_hold_beside_any_text() -> None:
     tokenizer = WordTokenizer()
     text = "one two  three\nfour "
+
+    def encode_batch(texts: list[str]) -> list[Encoding]:
+        return [tokenizer.encode(each) for each in texts]
+
     for position in range(1, len(text)):
         if tokenizer.is_boundary(text, position) and text[position].isspace():
-            assert probe_boundary(tokenizer.encode, text, position), (position, text[position:])
+            assert probe_boundary(encode_batch, text, position), (position, text[position:])
 
 
 def test_probe_refuses_a_cut_inside_a_word(bpe: TransformersTokenizer) -> None:
