@@ -2,8 +2,8 @@
 
     python -m vllm_helium.demo
 
-Several experts answer each question, an editor makes one answer of theirs. The model is the small
-one that comes along (135M parameters): its answers are simple, its token counts are real.
+Several experts answer each question about a text, a summary makes one answer of theirs. The model
+is the small one that comes along (135M parameters): its answers are simple, its token counts real.
 """
 
 from __future__ import annotations
@@ -23,42 +23,50 @@ from vllm_helium.models.smollm2 import ensure_smollm2
 if TYPE_CHECKING:
     from vllm import LLM
 
-QUESTIONS = (
-    "Why do leaves change color in autumn?",
-    "Why is the sky blue?",
-    "How do vaccines protect us?",
-    "Why do ships float?",
-    "What causes the seasons?",
-    "Why do we need sleep?",
+BEES = (
+    "Honey bees live in colonies of up to sixty thousand workers and one queen. Workers collect "
+    "nectar from flowers and carry it home in a second stomach. In the hive they pass it from bee "
+    "to bee and fan it with their wings until most of the water is gone, and what is left is "
+    "honey. A worker that has found a good field dances on the comb: the direction of the dance "
+    "tells the direction of the flowers, and its length tells how far away they are."
+)
+TIDES = (
+    "The pull of the moon raises two bulges in the oceans, one on the side that faces the moon and "
+    "one on the far side. As the Earth turns, most coasts pass through both bulges, so "
+    "they see two high tides a day, a little more than twelve hours apart. When the sun and the "
+    "moon pull along one line, at full moon and new moon, the tides are higher than usual and are "
+    "called spring tides."
+)
+ROWS = (
+    (BEES, "How do bees make honey?"),
+    (BEES, "How does a bee tell others where flowers are?"),
+    (BEES, "How many queens does a colony have?"),
+    (TIDES, "Why are there two high tides a day?"),
+    (TIDES, "What is a spring tide?"),
+    (TIDES, "What pulls the oceans?"),
 )
 EXPERTS = {
-    "scientist": "You are a scientist. Explain facts precisely and briefly.",
-    "teacher": "You are a school teacher. Explain things simply, with an everyday example.",
-    "skeptic": "You are a careful skeptic. Point out a common mistake people make.",
-    "colleague": "You are a scientist. Explain facts precisely and briefly.",
+    "reader": "Quote the sentence of the text that answers the question.",
+    "teacher": "Answer the question in one simple sentence.",
+    "editor": "Answer the question in a few words.",
+    "second_reader": "Quote the sentence of the text that answers the question.",
 }
-EDITOR = "You are an editor. You turn notes into one clear and short answer."
 
 
 def build_graph(max_tokens: int) -> Graph:
-    """Builds the workflow: four experts per question (two of them equal), then an editor."""
-    question = ops.placeholder("question")
+    """Builds the workflow: four experts per question (two of them equal), then a summary."""
+    passage, question = ops.placeholder("passage"), ops.placeholder("question")
     sampling = Sampling(max_tokens=max_tokens)
+    context = ["Text: ", passage, "\nQuestion: ", question, "\n"]
     notes = [
-        ops.llm(
-            [ops.Msg("system", role), ops.Msg("user", [question, " Answer in two sentences."])],
-            name=name,
-            sampling=sampling,
-        )
+        ops.llm([ops.Msg("user", [*context, role])], name=name, sampling=sampling)
         for name, role in EXPERTS.items()
     ]
-    parts: list[object] = ["Question: ", question, "\n"]
+    parts = list(context)
     for number, note in enumerate(notes, start=1):
         parts += [f"Note {number}: ", note, "\n"]
-    parts.append("Write one short answer to the question from these notes.")
-    answer = ops.llm(
-        [ops.Msg("system", EDITOR), ops.Msg("user", parts)], name="editor", sampling=sampling
-    )
+    parts.append("Write one short answer to the question from the notes.")
+    answer = ops.llm([ops.Msg("user", parts)], name="summary", sampling=sampling)
     return graphs.build({"answer": answer})
 
 
@@ -82,8 +90,9 @@ def make_llm(model: str, is_on: bool) -> LLM:
 def run(model: str, graph: Graph, is_on: bool) -> tuple[RunResult, float]:
     """Runs the workflow on a fresh engine; returns its result and the wall time in seconds."""
     llm = make_llm(model, is_on)
+    llm.generate("Warm up.", use_tqdm=False)
     started = time.perf_counter()
-    inputs = {"question": QUESTIONS}
+    inputs = {"passage": [row[0] for row in ROWS], "question": [row[1] for row in ROWS]}
     result = llm.run_workflow(graph, inputs, workflow=f"Helium {'on' if is_on else 'off'}")
     elapsed_s = time.perf_counter() - started
     del llm
@@ -104,7 +113,7 @@ def main() -> None:
     graph = build_graph(options.max_tokens)
     on, on_s = run(model, graph, True)
     off, off_s = run(model, graph, False)
-    for question, answer in zip(QUESTIONS, on.outputs["answer"], strict=True):
+    for (_, question), answer in zip(ROWS, on.outputs["answer"], strict=True):
         print(f"\nQ: {question}\nA: {answer}")
     print(f"\n{'':12}{'calls':>8}{'prompt':>9}{'cached':>9}{'computed':>10}{'output':>9}{'s':>8}")
     for label, result, elapsed_s in (("Helium on", on, on_s), ("Helium off", off, off_s)):
