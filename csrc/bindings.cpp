@@ -19,6 +19,36 @@ constexpr const char* kPlaceNames[kNumPlaces] = {"held",   "unindexed", "duplica
 constexpr const char* kReasonNames[] = {"none",           "never_seen",  "evicted",  "other_namespace",
                                         "template_drift", "below_block", "capacity"};
 
+// Value of a Python int; the common case of one digit without a call.
+inline long long_value(PyObject* object) {
+#if PY_VERSION_HEX >= 0x030C0000
+  if (PyLong_CheckExact(object)) {
+    const auto* number = reinterpret_cast<PyLongObject*>(object);
+    if (PyUnstable_Long_IsCompact(number)) return PyUnstable_Long_CompactValue(number);
+  }
+#else
+  if (PyLong_CheckExact(object) && Py_SIZE(object) == 1) {
+    return long(reinterpret_cast<PyLongObject*>(object)->ob_digit[0]);
+  }
+#endif
+  const long value = PyLong_AsLong(object);
+  if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+  return value;
+}
+
+// The objects of `all` at some indices, in their order.
+nb::list select(const nb::list& all, const std::vector<BlockId>& blocks) {
+  const auto size = PyList_GET_SIZE(all.ptr());
+  nb::list selected = nb::steal<nb::list>(PyList_New(Py_ssize_t(blocks.size())));
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    HELIUM_CHECK(blocks[i] < size, "block ", blocks[i], " is not among the ", size, " given");
+    PyObject* object = PyList_GET_ITEM(all.ptr(), blocks[i]);
+    Py_INCREF(object);
+    PyList_SET_ITEM(selected.ptr(), Py_ssize_t(i), object);
+  }
+  return selected;
+}
+
 // Token ids of one request, int32, kept beside its Python list.
 class TokenBuffer {
  public:
@@ -28,8 +58,7 @@ class TokenBuffer {
     if (size < tokens_.size()) tokens_.resize(size);
     tokens_.reserve(size);
     for (std::size_t i = tokens_.size(); i < size; ++i) {
-      const long value = PyLong_AsLong(PyList_GET_ITEM(list.ptr(), Py_ssize_t(i)));
-      if (value == -1 && PyErr_Occurred()) throw nb::python_error();
+      const long value = long_value(PyList_GET_ITEM(list.ptr(), Py_ssize_t(i)));
       HELIUM_CHECK(value >= INT32_MIN && value <= INT32_MAX, "token ", i, " is ", value,
                    ", which is not an int32");
       tokens_.push_back(Token(value));
@@ -155,6 +184,9 @@ NB_MODULE(_core, m) {
 
   nb::class_<Match>(m, "Match")
       .def_ro("blocks", &Match::blocks)
+      .def(
+          "select", [](const Match& self, nb::list all) { return select(all, self.blocks); },
+          "all"_a, "The matched blocks' objects out of a list of all blocks' objects.")
       .def_ro("num_tokens", &Match::num_tokens)
       .def_prop_ro("reason", [](const Match& self) { return kReasonNames[int(self.reason)]; })
       .def_ro("miss_token", &Match::miss_token)
@@ -248,6 +280,14 @@ NB_MODULE(_core, m) {
           },
           "blocks"_a)
       .def("evict", &PrefixIndex::evict, "count"_a)
+      .def(
+          "evict_from",
+          [](PrefixIndex& self, nb::list all, std::int32_t count) {
+            HELIUM_CHECK(PyList_GET_SIZE(all.ptr()) == self.options().num_blocks,
+                         "evict_from takes the list of all blocks' objects");
+            return select(all, self.evict(count));
+          },
+          "all"_a, "count"_a, "Same as evict, as objects out of a list of all blocks' objects.")
       .def_prop_ro("num_free", &PrefixIndex::num_free)
       .def("free_blocks", &PrefixIndex::free_blocks)
       .def(

@@ -62,8 +62,7 @@ class TrtBlockPool(BlockPool):
     def get_new_blocks(self, num_blocks: int) -> list[KVCacheBlock]:
         if num_blocks > self.index.num_free:
             raise ValueError(f"Cannot get {num_blocks} free blocks from the pool")
-        pool = self.blocks
-        blocks = [pool[block_id] for block_id in self.index.evict(num_blocks)]
+        blocks: list[KVCacheBlock] = self.index.evict_from(self.blocks, num_blocks)
         if self._reuse_watchers:
             self._notify_reuse(blocks)
         metrics = self.metrics_collector

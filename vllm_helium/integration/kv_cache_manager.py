@@ -77,8 +77,7 @@ class TrtKVCacheManager(KVCacheManager):
             path.plan,
             path.num_static_tokens,
         )
-        blocks = pool.blocks
-        hit = [blocks[block_id] for block_id in match.blocks]
+        hit = match.select(pool.blocks)
         return self.create_kv_cache_blocks((hit,)), match.num_tokens, 0
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:

@@ -46,10 +46,20 @@ inline int compare(TokenSpan a, TokenSpan b) {
 // Only miss diagnosis relies on it; a collision can misreport a reason, never a hit.
 inline std::uint32_t path_hash(std::uint32_t before, TokenSpan span, LabelId label) {
   constexpr std::uint64_t kMultiplier = 0x9E3779B97F4A7C15ull;
-  std::uint64_t h = (std::uint64_t{before} << 32 | std::uint32_t(label)) + span.size;
-  for (std::int32_t i = 0; i < span.size; ++i) {
-    h = ((h << 29 | h >> 35) ^ std::uint32_t(span.data[i])) * kMultiplier;
+  const auto mix = [](std::uint64_t h, std::uint64_t word) {
+    return ((h << 29 | h >> 35) ^ word) * kMultiplier;
+  };
+  // Two lanes of two tokens a word, so that the multiplications do not wait for each other.
+  std::uint64_t lanes[2] = {std::uint64_t{before} << 32 | std::uint32_t(label),
+                            ~std::uint64_t(span.size)};
+  std::int32_t i = 0;
+  for (int lane = 0; i + 2 <= span.size; i += 2, lane ^= 1) {
+    std::uint64_t word;
+    std::memcpy(&word, span.data + i, sizeof word);
+    lanes[lane] = mix(lanes[lane], word);
   }
+  if (i < span.size) lanes[0] = mix(lanes[0], std::uint32_t(span.data[i]));
+  const std::uint64_t h = mix(lanes[0], lanes[1]);
   return std::uint32_t((h ^ h >> 29) * kMultiplier >> 32);
 }
 

@@ -381,3 +381,26 @@ def test_misuse_raises_and_changes_nothing(index, call, message):
 
 def test_places_are_named():
     assert PLACES[0] == "held" and len(PLACES) == 9
+
+
+def test_objects_of_blocks_come_out_of_the_list_of_all(index):
+    names = [f"block-{i}" for i in range(16)]
+    taken = index.evict_from(names, 2)
+    assert taken == ["block-0", "block-1"]
+    index.insert(NO_BLOCK, b"", array("i", range(8)), 8, 0, [0, 1])
+    match = lookup(index, range(8))
+    assert match.select(names) == taken
+    with pytest.raises(CacheError, match="not among"):
+        match.select(names[:1])
+    with pytest.raises(CacheError, match="all blocks"):
+        index.evict_from(names[:1], 1)
+
+
+@pytest.mark.parametrize(
+    "value", [0, 1, (1 << 30) - 1, 1 << 30, (1 << 31) - 1, -1, -(1 << 31), True]
+)
+def test_token_buffer_reads_every_int32(value):
+    index, buffer = PrefixIndex(2, 1, 1), TokenBuffer()
+    buffer.sync([value])
+    index.insert(NO_BLOCK, b"", buffer, 1, 0, index.evict(1))
+    assert index.match(b"", array("i", [value]), 1).num_tokens == 1
