@@ -6,8 +6,13 @@ from typing import Protocol
 
 import msgspec
 
+from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.protocol import EnginePlan, WorkflowContext
+
+
+class EngineUnavailable(EngineError):
+    """An engine cannot serve now, but may later, or another one may: the call is made again."""
 
 
 class ModelCall(msgspec.Struct, frozen=True):
@@ -48,5 +53,6 @@ class EngineBackend(Protocol):
         """Answers one call; many may be under way at once. Cancelling it aborts the request.
 
         Raises:
-            EngineError: The call failed; the message says why.
+            EngineUnavailable: The same call may succeed later, or elsewhere.
+            EngineError: The call failed for good; the message says why.
         """

@@ -1,7 +1,7 @@
 """The dataflow processor: every row of every operator runs as soon as what it reads is there.
 
 There is no barrier between operators and no order here at all: the order of calls is the engine's
-business, which knows the plan. Work is linear in rows × operators plus edges.
+business, which knows the plan. A run has no task of its own per call; it reacts to outcomes.
 """
 
 from __future__ import annotations
@@ -9,36 +9,63 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
 
 from helium.errors import EngineError, PlanError
 from helium.plan.calls import Call
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.functions import REGISTRY, Function
 from helium.plan.interpret import Value
-from helium.plan.operators import (
-    Data,
-    Format,
-    Input,
-    Lambda,
-    Llm,
-    Operator,
-    Reference,
-    Text,
-    references,
-)
-from helium.plan.text import render
+from helium.plan.operators import Concat, Format, Lambda, Llm, Output, Slice
 from helium.planner.workflow_plan import WorkflowPlan
 from helium.protocol import WorkflowContext
 from helium.runtime.backend import EngineBackend, ModelAnswer, ModelCall
+from helium.runtime.dataflow import Cell, Dataflow, Failed, Template
+from helium.runtime.dispatcher import Dispatcher, Origin, Ticket
+from helium.runtime.events import (
+    CallFinished,
+    CallStarted,
+    FunctionFinished,
+    Listener,
+    RowDone,
+    RowFailed,
+    RunFinished,
+    RunStarted,
+)
+from helium.runtime.function_threads import FunctionFailed, FunctionJob, FunctionThreads
 from helium.runtime.result import CallCounts, RowFailure, RunResult
-
-Cell = tuple[str, int]
-"""An operator's name and one of its rows."""
+from helium.runtime.retries import NO_RETRIES
 
 Progress = Callable[[str, int, ModelAnswer | None], None]
 """Told of every finished LLM call: operator, row, its answer or ``None`` where it failed."""
+
+_CHUNK = 256
+"""Cells started before other runs and the engines get their turn."""
+
+
+class RunOptions(msgspec.Struct, frozen=True):
+    """How a plan is run.
+
+    Attributes:
+        cache_salt: Tenant of every call.
+        functions: Where the functions of ``Lambda`` operators are looked up.
+        function_timeout_s: Seconds a function may take for one row.
+        timeout_s: Seconds the run may take; what is not done by then fails. ``None``: no limit.
+        has_hints: Whether engines are told of the schedule. Without it the schedule still places
+            calls, for example where it was made with a tokenizer that is not the model's.
+        on_event: Told of every event.
+        on_call: Told of every finished call.
+    """
+
+    cache_salt: str | None = None
+    functions: Mapping[str, Function] = REGISTRY
+    function_timeout_s: float = 60.0
+    timeout_s: float | None = None
+    has_hints: bool = True
+    on_event: Listener | None = None
+    on_call: Progress | None = None
 
 
 async def run_plan(
@@ -50,11 +77,14 @@ async def run_plan(
     cache_salt: str | None = None,
     functions: Mapping[str, Function] = REGISTRY,
     function_timeout_s: float = 60.0,
+    timeout_s: float | None = None,
+    on_event: Listener | None = None,
     on_call: Progress | None = None,
 ) -> RunResult:
-    """Runs a plan bound to a batch.
+    """Runs a plan bound to a batch, once and by itself; calls are not retried.
 
-    A row that fails takes only what depends on it along; the rest of the run goes on.
+    ``Runtime`` is for several runs at once, retries, a prompt cache and checkpoints. A row that
+    fails takes only what depends on it along; the rest of the run goes on.
 
     Args:
         backends: One engine, or as many as the schedule was made for.
@@ -62,257 +92,308 @@ async def run_plan(
             registered with the engines first. Without it every call is ordinary traffic of the
             first engine.
         run: Id of the run; made up if not given.
-        cache_salt: Tenant of every call.
-        function_timeout_s: Seconds a ``Lambda``'s function may take for one row.
+
+    The others are those of ``RunOptions``.
 
     Raises:
         EngineError: A backend cannot be reached to register the plan.
         PlanError: The schedule is for another number of engines.
     """
-    engines = list(backends) if isinstance(backends, Sequence) else [backends]
-    state = _Run(compiled, engines, schedule, run or f"run-{uuid.uuid4().hex[:12]}")
-    state.cache_salt = cache_salt
-    state.functions = functions
-    state.function_timeout_s = function_timeout_s
-    state.on_call = on_call
-    return await state.execute()
+    options = RunOptions(
+        cache_salt=cache_salt,
+        functions=functions,
+        function_timeout_s=function_timeout_s,
+        timeout_s=timeout_s,
+        on_event=on_event,
+        on_call=on_call,
+    )
+    dispatcher = Dispatcher(backends, retries=NO_RETRIES)
+    threads = FunctionThreads()
+    try:
+        execution = Execution(compiled, dispatcher, threads, run or new_run_id(), schedule, options)
+        return await execution.execute()
+    finally:
+        await dispatcher.close()
+        await threads.close()
 
 
-class _Failed:
-    """Marks a row whose value will never come."""
+def new_run_id() -> str:
+    """Returns an id no other run has."""
+    return f"run-{uuid.uuid4().hex[:12]}"
 
 
-_FAILED = _Failed()
-_Slot = Value | _Failed | None
+class Execution:
+    """One run on a dispatcher that others may use as well; execute it once.
 
-
-class _Run:
-    cache_salt: str | None
-    functions: Mapping[str, Function]
-    function_timeout_s: float
-    on_call: Progress | None
+    Attributes:
+        num_calls: LLM calls to make.
+        num_calls_done: Of those, answered or failed.
+    """
 
     def __init__(
         self,
         compiled: CompiledPlan,
-        engines: Sequence[EngineBackend],
-        schedule: WorkflowPlan | None,
+        dispatcher: Dispatcher,
+        threads: FunctionThreads,
         run: str,
+        schedule: WorkflowPlan | None = None,
+        options: RunOptions | None = None,
     ) -> None:
-        if schedule is not None and schedule.num_engines != len(engines):
+        num_engines = len(dispatcher.engines)
+        if schedule is not None and schedule.num_engines != num_engines:
             raise PlanError(
-                f"the schedule is for {schedule.num_engines} engines, {len(engines)} were given; "
+                f"the schedule is for {schedule.num_engines} engines, {num_engines} were given; "
                 "plan again with num_engines set"
             )
         self._compiled = compiled
         self._plan = compiled.plan
-        self._rows = compiled.rows
-        self._engines = engines
-        self._schedule = schedule
-        self._digests: list[str] = []
+        self._dispatcher = dispatcher
+        self._threads = threads
         self._run = run
-        self._values: dict[str, list[_Slot]] = {}
-        self._missing: dict[Cell, int] = {}
-        self._readers: dict[Cell, list[Cell]] = {}
-        self._ready: deque[Cell] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._schedule = schedule
+        self._options = options or RunOptions()
+        self._emit = self._options.on_event
+        self._digests: list[str] = []
+        llm_operators = self._plan.llm_operators
+        self.num_calls = sum(len(compiled.calls(operator.name)) for operator in llm_operators)
+        self.num_calls_done = 0
+        self._counts = {operator.name: CallCounts() for operator in llm_operators}
         self._failures: list[RowFailure] = []
-        self._counts = {operator.name: CallCounts() for operator in self._plan.llm_operators}
-        self._messages = {
-            operator.name: self._plan.conversation(operator.name)
-            for operator in self._plan.llm_operators
-            if operator.prompt is None
-        }
+        self._prompts: dict[str, _Prompt] = {}
+        self._formats: dict[str, Template] = {}
+        self._tickets: dict[Ticket, None] = {}
+        self._jobs: dict[Cell, FunctionJob] = {}
+        self._flow = Dataflow(compiled)
+        self._is_over: asyncio.Future[None] | None = None
+        self._is_advancing = False
+        self._stopped_because: str | None = None
 
     async def execute(self) -> RunResult:
+        """Runs the plan to its end; cancelling this cancels every call of the run.
+
+        Raises:
+            EngineError: A backend cannot be reached to register the plan.
+        """
         started = time.perf_counter()
-        if self._schedule is not None:
-            plans = self._schedule.engine_plans()
-            self._digests = [plan.digest() for plan in plans]
-            await asyncio.gather(
-                *(engine.register(plan) for engine, plan in zip(self._engines, plans, strict=True))
-            )
-        for operator in self._plan.operators:
-            self._connect(operator)
+        loop = asyncio.get_running_loop()
+        if self._emit is not None:
+            self._emit(RunStarted(self._run, self.num_calls))
+        if self._schedule is not None and self._options.has_hints:
+            await self._register(self._schedule)
+        self._is_over = loop.create_future()
+        limit: asyncio.TimerHandle | None = None
+        if self._options.timeout_s is not None:
+            reason = f"the run took more than {self._options.timeout_s} s"
+            limit = loop.call_later(self._options.timeout_s, self.stop, reason)
         try:
-            self._drain()
-            while self._tasks:
-                done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+            self._advance()
+            await self._is_over
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if limit is not None:
+                limit.cancel()
+            self._drop_work()
         outputs: dict[str, list[Value | None]] = {}
         for output in self._plan.outputs:
-            name = output.name
-            slots = [self._slot(name, row) for row in range(self._rows.num_rows(name))]
-            outputs[output.key] = [None if isinstance(slot, _Failed) else slot for slot in slots]
+            num_rows = self._compiled.rows.num_rows(output.name)
+            slots = [self._flow.slot(output.name, row) for row in range(num_rows)]
+            outputs[output.key] = [None if isinstance(slot, Failed) else slot for slot in slots]
+        if self._emit is not None:
+            status = "done" if self._stopped_because is None else "cancelled"
+            self._emit(RunFinished(status, len(self._failures)))
         elapsed_s = time.perf_counter() - started
         return RunResult(self._run, outputs, self._failures, self._counts, elapsed_s)
 
-    def _connect(self, operator: Operator) -> None:
-        """Finds what every row to compute waits for; operators come producers first."""
-        name = operator.name
-        self._values[name] = [None] * self._rows.num_rows(name)
-        for row, known in self._compiled.known.get(name, {}).items():
-            self._values[name][row] = known[0] if len(known) == 1 else known
-        for row in self._compiled.demand.rows(name):
-            cell = (name, row)
-            sources = [source for source in self._sources(operator, row) if not self._has(source)]
-            self._missing[cell] = len(sources)
-            for source in sources:
-                self._readers.setdefault(source, []).append(cell)
-            if not sources:
-                self._ready.append(cell)
+    def stop(self, reason: str) -> None:
+        """Gives up what is under way: those rows fail with the reason, finished ones stay."""
+        if self._stopped_because is not None:
+            return
+        self._stopped_because = reason
+        cells = [(ticket.operator, ticket.row) for ticket in self._tickets] + list(self._jobs)
+        self._drop_work()
+        for name, row in cells:
+            self._fail(name, row, reason)
+        self._advance()
 
-    def _sources(self, operator: Operator, row: int) -> set[Cell]:
-        """Returns the rows a value is made from; a conversation's are those of all its turns."""
-        name = operator.name
-        if isinstance(operator, Llm) and operator.history is not None:
-            reads = {
-                reference
-                for message in self._messages[name]
-                for reference in references(message.content)
-            }
-            cells = [(read, self._rows.source_row(name, row, read)) for read in reads]
-        else:
-            cells = list(self._rows.dependencies(name, row))
-        return {(source, self._representative(source, at)) for source, at in cells}
+    async def _register(self, schedule: WorkflowPlan) -> None:
+        plans = schedule.engine_plans()
+        self._digests = [plan.digest() for plan in plans]
+        engines = self._dispatcher.engines
+        await asyncio.gather(
+            *(engine.register(plan) for engine, plan in zip(engines, plans, strict=True))
+        )
 
-    def _representative(self, name: str, row: int) -> int:
-        """Returns the row that is computed for this one (rule ``merge_equal_rows``)."""
-        rows = self._compiled.representatives.get(name)
-        return row if rows is None else rows[row]
+    def _drop_work(self) -> None:
+        tickets, self._tickets = self._tickets, {}
+        jobs, self._jobs = self._jobs, {}
+        for ticket in tickets:
+            self._dispatcher.cancel(ticket)
+        for job in jobs.values():
+            job.cancel()
 
-    def _slot(self, name: str, row: int) -> _Slot:
-        return self._values[name][self._representative(name, row)]
+    def _advance(self) -> None:
+        """Starts what is ready, a part at a time; values at hand are computed on the spot."""
+        if self._is_advancing or self._is_over is None or self._is_over.done():
+            return
+        try:
+            for _ in range(_CHUNK):
+                cell = self._flow.next_ready()
+                if cell is None:
+                    break
+                self._begin(cell)
+        except Exception as error:  # a mistake of ours must end the run, not leave it waiting
+            self._is_over.set_exception(error)
+            return
+        if self._flow.has_ready():
+            self._is_advancing = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+        elif not self._tickets and not self._jobs:
+            self._is_over.set_result(None)
 
-    def _has(self, cell: Cell) -> bool:
-        return self._values[cell[0]][cell[1]] is not None
+    def _go_on(self) -> None:
+        self._is_advancing = False
+        self._advance()
 
-    def _drain(self) -> None:
-        """Starts everything that is ready; values at hand are computed on the spot."""
-        while self._ready:
-            name, row = self._ready.popleft()
-            operator = self._plan.by_name[name]
-            if any(
-                isinstance(self._values[source][at], _Failed)
-                for source, at in self._sources(operator, row)
-            ):
-                self._finish(name, row, _FAILED)
-            elif isinstance(operator, Llm):
-                self._start(self._call(operator, row))
-            elif isinstance(operator, Lambda):
-                self._start(self._apply(operator, row))
-            else:
-                self._finish(name, row, self._evaluate(operator, row))
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _finish(self, name: str, row: int, value: Value | _Failed) -> None:
-        self._values[name][row] = value
-        for reader in self._readers.pop((name, row), ()):
-            self._missing[reader] -= 1
-            if self._missing[reader] == 0:
-                del self._missing[reader]
-                self._ready.append(reader)
+    def _begin(self, cell: Cell) -> None:
+        name, row = cell
+        operator = self._plan.by_name[name]
+        if self._flow.is_doomed(cell):
+            self._flow.fail(name, row)
+            if isinstance(operator, Llm):
+                self.num_calls_done += 1
+            elif isinstance(operator, Output) and self._emit is not None:
+                self._emit(RowDone(operator.key, row, None))
+            return
+        match operator:
+            case Llm() | Lambda() if self._stopped_because is not None:
+                self._fail(name, row, self._stopped_because)
+            case Llm():
+                self._call(operator, row)
+            case Lambda():
+                self._apply(operator, row)
+            case Format():
+                template = self._formats.get(name)
+                if template is None:
+                    template = self._formats[name] = self._flow.template(operator.text)
+                self._flow.finish(name, row, template.fill(row))
+            case Slice() | Concat() | Output():
+                value = self._flow.passed_on(operator, row)
+                self._flow.finish(name, row, value)
+                if isinstance(operator, Output) and self._emit is not None:
+                    self._emit(RowDone(operator.key, row, value))
 
     def _fail(self, name: str, row: int, reason: str) -> None:
         self._failures.append(RowFailure(name, row, reason))
-        self._finish(name, row, _FAILED)
+        self._flow.fail(name, row)
+        if name in self._counts:
+            self.num_calls_done += 1
+        if self._emit is not None:
+            self._emit(RowFailed(name, row, reason))
 
-    def _evaluate(self, operator: Operator, row: int) -> Value:
-        if isinstance(operator, (Input, Data)):
-            return self._compiled.value(operator, row)
-        if isinstance(operator, Format):
-            return self._fill(operator.text, operator.name, row)
-        ((source, source_row),) = self._rows.dependencies(operator.name, row)
-        return self._get(source, source_row)
-
-    async def _apply(self, operator: Lambda, row: int) -> None:
-        values = [self._read(operator.name, row, name) for name in operator.arguments]
-        arguments = [list(value) if isinstance(value, tuple) else value for value in values]
-        function = self.functions[operator.function]
-        try:
-            async with asyncio.timeout(self.function_timeout_s):
-                result = await asyncio.to_thread(function, *arguments)
-        except TimeoutError:
-            reason = f"function {operator.function!r} took more than {self.function_timeout_s} s"
-            self._fail(operator.name, row, reason)
-        except Exception as error:
-            reason = f"function {operator.function!r} raised {type(error).__name__}: {error}"
-            self._fail(operator.name, row, reason)
-        else:
-            if isinstance(result, str):
-                self._finish(operator.name, row, result)
-            else:
-                kind = type(result).__name__
-                reason = f"function {operator.function!r} returned {kind}, expected str"
-                self._fail(operator.name, row, reason)
-        self._drain()
-
-    async def _call(self, operator: Llm, row: int) -> None:
+    def _apply(self, operator: Lambda, row: int) -> None:
         name = operator.name
-        prompt = operator.prompt
+        values = [self._flow.read(row, source) for source in operator.arguments]
+        arguments = [list(value) if isinstance(value, tuple) else value for value in values]
+
+        def done(outcome: str | FunctionFailed) -> None:
+            del self._jobs[name, row]
+            if isinstance(outcome, FunctionFailed):
+                self._fail(name, row, str(outcome))
+            else:
+                self._flow.finish(name, row, outcome)
+                if self._emit is not None:
+                    self._emit(FunctionFinished(name, row, outcome))
+            self._advance()
+
+        function = self._options.functions[operator.function]
+        timeout_s = self._options.function_timeout_s
+        job = FunctionJob(operator.function, function, arguments, timeout_s, done)
+        self._jobs[name, row] = job
+        self._threads.submit(job)
+
+    def _call(self, operator: Llm, row: int) -> None:
+        name = operator.name
+        prompt = self._prompts.get(name)
+        if prompt is None:
+            prompt = self._prompts[name] = _Prompt(operator, self._compiled, self._flow)
         engine, context = self._place(name, row)
-        call = Call(
-            messages=tuple(
-                (message.role, self._fill(message.content, name, row))
-                for message in self._messages.get(name, ())
-            ),
-            prompt=None if prompt is None else self._fill(prompt, name, row),
-            sampling=operator.sampling,
-            model=operator.model,
-        )
+        call = ModelCall(prompt.call(row), context, self._options.cache_salt)
+        self._tickets[self._dispatcher.submit(call, engine, self, name, row)] = None
+
+    def _place(self, name: str, row: int) -> tuple[int, WorkflowContext | None]:
+        if self._schedule is None:
+            return 0, None
+        engine, rank = self._schedule.place(name, row)
+        if not self._digests:
+            return engine, None
+        return engine, WorkflowContext(self._digests[engine], self._run, name, row=row, rank=rank)
+
+    def started(self, ticket: Ticket, engine: int) -> None:
+        """See ``Receiver``."""
+        if self._emit is not None:
+            self._emit(CallStarted(ticket.operator, ticket.row, engine))
+
+    def finished(self, ticket: Ticket, outcome: ModelAnswer | EngineError, origin: Origin) -> None:
+        """See ``Receiver``."""
+        del self._tickets[ticket]
+        name, row = ticket.operator, ticket.row
         answer: ModelAnswer | None = None
-        try:
-            answer = await engine.call(ModelCall(call, context, self.cache_salt))
-        except EngineError as error:
-            self._fail(name, row, str(error))
+        if isinstance(outcome, EngineError):
+            self._fail(name, row, str(outcome))
         else:
-            counts = self._counts[name]
+            answer = outcome
+            self._answered(name, row, answer, origin)
+        if self._options.on_call is not None:
+            self._options.on_call(name, row, answer)
+        self._advance()
+
+    def _answered(self, name: str, row: int, answer: ModelAnswer, origin: Origin) -> None:
+        operator = self._plan.by_name[name]
+        assert isinstance(operator, Llm), f"{name!r} makes no calls"
+        counts = self._counts[name]
+        if origin == "engine":
             counts.num_calls += 1
             counts.num_prompt_tokens += answer.num_prompt_tokens
             counts.num_cached_tokens += answer.num_cached_tokens
             counts.num_output_tokens += answer.num_output_tokens
-            if len(answer.texts) == operator.sampling.n:
-                self._finish(name, row, answer.texts[0] if len(answer.texts) == 1 else answer.texts)
-            else:
-                expected = operator.sampling.n
-                self._fail(name, row, f"{len(answer.texts)} outputs came back, not n={expected}")
-        if self.on_call is not None:
-            self.on_call(name, row, answer)
-        self._drain()
+        elif origin == "shared":
+            counts.num_shared += 1
+        else:
+            counts.num_cache_hits += 1
+        texts = answer.texts
+        if len(texts) != operator.sampling.n:
+            expected = operator.sampling.n
+            self._fail(name, row, f"{len(texts)} outputs came back, not n={expected}")
+            return
+        self.num_calls_done += 1
+        self._flow.finish(name, row, texts[0] if len(texts) == 1 else texts)
+        if self._emit is not None:
+            tokens = (0, 0, 0)
+            if origin == "engine":
+                tokens = (
+                    answer.num_prompt_tokens,
+                    answer.num_cached_tokens,
+                    answer.num_output_tokens,
+                )
+            self._emit(CallFinished(name, row, texts, origin, *tokens))
 
-    def _place(self, name: str, row: int) -> tuple[EngineBackend, WorkflowContext | None]:
-        if self._schedule is None:
-            return self._engines[0], None
-        place = self._schedule.place(name, row)
-        context = WorkflowContext(
-            plan=self._digests[place.engine],
-            run=self._run,
-            operator=name,
-            row=row,
-            rank=place.rank,
+
+class _Prompt:
+    """The calls of one operator, but for the values of the row."""
+
+    def __init__(self, operator: Llm, compiled: CompiledPlan, flow: Dataflow) -> None:
+        self._operator = operator
+        self._messages: list[tuple[str, Template]] = []
+        self._prompt: Template | None = None
+        if operator.prompt is None:
+            conversation = compiled.plan.conversation(operator.name)
+            self._messages = [(m.role, flow.template(m.content)) for m in conversation]
+        else:
+            self._prompt = flow.template(operator.prompt)
+
+    def call(self, row: int) -> Call:
+        return Call(
+            tuple([(role, template.fill(row)) for role, template in self._messages]),
+            None if self._prompt is None else self._prompt.fill(row),
+            self._operator.sampling,
+            self._operator.model,
         )
-        return self._engines[place.engine], context
-
-    def _fill(self, text: Text, name: str, row: int) -> str:
-        def value_of(reference: Reference) -> str:
-            value = self._read(name, row, reference.operator)
-            return value if isinstance(value, str) else value[reference.choice]
-
-        return render(text, value_of)
-
-    def _read(self, name: str, row: int, source: str) -> Value:
-        return self._get(source, self._rows.source_row(name, row, source))
-
-    def _get(self, name: str, row: int) -> Value:
-        value = self._slot(name, row)
-        assert value is not None and not isinstance(value, _Failed), f"{name}[{row}] is not there"
-        return value

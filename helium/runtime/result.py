@@ -16,12 +16,22 @@ class RowFailure(msgspec.Struct, frozen=True):
 
 
 class CallCounts(msgspec.Struct):
-    """Totals over the calls of a run or of one operator, in calls and tokens."""
+    """Totals over the calls of a run or of one operator, in calls and tokens.
+
+    Tokens are those of the calls made at engines.
+
+    Attributes:
+        num_calls: Calls made at engines.
+        num_shared: Calls that an equal call under way answered.
+        num_cache_hits: Calls that the prompt cache answered when they were about to be made.
+    """
 
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    num_shared: int = 0
+    num_cache_hits: int = 0
 
     @property
     def num_computed_tokens(self) -> int:
@@ -48,10 +58,6 @@ class RunResult(msgspec.Struct):
     @property
     def total(self) -> CallCounts:
         """Counts over all operators."""
-        total = CallCounts()
-        for counts in self.counts.values():
-            total.num_calls += counts.num_calls
-            total.num_prompt_tokens += counts.num_prompt_tokens
-            total.num_cached_tokens += counts.num_cached_tokens
-            total.num_output_tokens += counts.num_output_tokens
-        return total
+        fields = CallCounts.__struct_fields__
+        sums = (sum(getattr(c, field) for c in self.counts.values()) for field in fields)
+        return CallCounts(*sums)

@@ -1,0 +1,93 @@
+"""What a run tells while it goes on; JSON by ``msgspec``, told apart by ``type``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from helium.plan.interpret import Value
+
+
+class RunStarted(msgspec.Struct, frozen=True, tag="run_started"):
+    """A run begins, or goes on after it was interrupted.
+
+    Attributes:
+        num_calls: LLM calls still to be made.
+    """
+
+    run: str
+    num_calls: int
+
+
+class CallStarted(msgspec.Struct, frozen=True, tag="call_started"):
+    """A call went to an engine; calls answered otherwise only finish."""
+
+    operator: str
+    row: int
+    engine: int
+
+
+class CallFinished(msgspec.Struct, frozen=True, tag="call_finished"):
+    """A call has its ``n`` outputs.
+
+    Attributes:
+        origin: ``engine``, ``shared`` (an equal call under way) or ``prompt_cache``; tokens are
+            counted for the first alone.
+    """
+
+    operator: str
+    row: int
+    outputs: tuple[str, ...]
+    origin: str = "engine"
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+class FunctionFinished(msgspec.Struct, frozen=True, tag="function_finished"):
+    """A user function has returned."""
+
+    operator: str
+    row: int
+    output: str
+
+
+class RowFailed(msgspec.Struct, frozen=True, tag="row_failed"):
+    """A call or a function failed for good; what reads it fails along, without a word."""
+
+    operator: str
+    row: int
+    reason: str
+
+
+class RowDone(msgspec.Struct, frozen=True, tag="row_done"):
+    """A row of a result is there.
+
+    Attributes:
+        output: Key of the result.
+        value: ``None`` if the row failed.
+    """
+
+    output: str
+    row: int
+    value: Value | None
+
+
+class RunFinished(msgspec.Struct, frozen=True, tag="run_finished"):
+    """Nothing follows.
+
+    Attributes:
+        status: ``done``, also where rows failed, or ``cancelled``.
+    """
+
+    status: str
+    num_failures: int
+
+
+Event = (
+    RunStarted | CallStarted | CallFinished | FunctionFinished | RowFailed | RowDone | RunFinished
+)
+
+Listener = Callable[[Event], None]
+"""Told of every event, on the event loop; must neither block nor raise."""
