@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.baselines.orders import ORDERS, ordered, without_plan
+import msgspec
+
+from benchmarks.baselines.dataflow import Ask, run_dataflow
+from benchmarks.baselines.orders import ORDERS, ordered, unordered
 from benchmarks.baselines.parrot import ParrotDispatcher
 from benchmarks.baselines.systems import System
 from benchmarks.output_lengths import output_lengths
@@ -23,8 +26,8 @@ from helium.plan.calls import Call
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.interpret import interpret
 from helium.planner import WorkflowPlan, plan_workflow
-from helium.protocol import EnginePlan
-from helium.runtime import EngineBackend, ModelAnswer, ModelCall, RunResult, run_plan
+from helium.protocol import EnginePlan, WorkflowContext
+from helium.runtime import EngineBackend, ModelAnswer, ModelCall, run_plan
 from vllm_helium.simulator.engine_options import EngineOptions
 from vllm_helium.simulator.fake_model import FakeModel
 from vllm_helium.simulator.figures import CallRecord, EngineFigures, quantile
@@ -123,15 +126,16 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
         runner.forget_kv()
     before = simulation.figures()
     start_s = simulation.clock.now()
-    result = runner.run(setting.workload(day=2 if setting.is_warm else 1))
+    num_calls = runner.run(setting.workload(day=2 if setting.is_warm else 1))
     figures = simulation.figures().since(before)
     makespan_s = simulation.clock.now() - start_s
     calls = [record for record in simulation.calls() if record.arrival_s >= start_s]
+    assert num_calls == figures.num_calls == len(calls), "calls went missing"
     return {
         "system": asdict(system),
         "setting": asdict(setting),
         "assumptions": {"device": asdict(cost.device), "model": asdict(cost.shape)},
-        "figures": _figures(figures, makespan_s, calls, simulation, result),
+        "figures": _figures(figures, makespan_s, calls, simulation),
         "wall": {"run_s": time.perf_counter() - started, "planning_s": runner.planning_s},
     }
 
@@ -141,7 +145,6 @@ def _figures(
     makespan_s: float,
     calls: Sequence[CallRecord],
     simulation: Simulation,
-    result: RunResult,
 ) -> dict[str, Any]:
     latencies = [record.latency_s for record in calls]
     values = {
@@ -152,7 +155,6 @@ def _figures(
         "utilization_ratio": figures.busy_s / (makespan_s * len(simulation.engines) or math.inf),
         **figures.to_dict(),
     }
-    assert result.total.num_calls == figures.num_calls == len(calls), "calls went missing"
     if simulation.traces:
         bounds = [belady_bound(t, e.num_blocks - 1) for t, e in simulation.traced_engines()]
         num_hits = sum(bound.num_hits for bound in bounds)
@@ -177,16 +179,32 @@ class _Runner:
         self._cache = DictPromptCache() if system.has_prompt_cache else None
         self.planning_s = 0.0
 
-    def run(self, workload: Workload) -> RunResult:
+    def run(self, workload: Workload) -> int:
+        """Runs a workload; returns its number of calls."""
         compiled = workload.compile()
-        profile = self._profile(workload)
+        if self._system.order == "plan":
+            return self._run_planned(compiled, self._profile(workload))
+        if self._system.is_optimized:
+            raise ConfigError(
+                f"system {self._system.name!r}: is_optimized needs order 'plan', not "
+                f"{self._system.order!r}; baselines run workflows as written"
+            )
+        ask = self._ask(compiled, workload)
+        self._simulation.run(lambda: run_dataflow(compiled, ask))
+        rows = compiled.rows
+        return sum(rows.num_rows(operator.name) for operator in compiled.plan.llm_operators)
+
+    def _run_planned(self, compiled: CompiledPlan, profile: Profile) -> int:
         started = time.perf_counter()
         if self._system.is_optimized:
             switches = Switches().without(*self._system.rules_off)
             compiled = optimize(compiled, switches, self._cache).compiled
-        schedule = self._schedule(compiled, profile)
+        schedule = self._plan(compiled, profile)
         self.planning_s = time.perf_counter() - started
-        backends = self._backends(schedule)
+        backends = [
+            _Backend(engine, self._cache, self._system.has_context)
+            for engine in self._simulation.backends
+        ]
         result = self._simulation.run(
             lambda: run_plan(compiled, backends, schedule=schedule, run="simulated")
         )
@@ -196,7 +214,7 @@ class _Runner:
                 f"{self._system.name}: {len(result.failures)} rows failed; operator "
                 f"{failure.operator!r}, row {failure.row}: {failure.reason}"
             )
-        return result
+        return result.total.num_calls
 
     def forget_kv(self) -> None:
         """Empties the engines' prefix caches."""
@@ -205,37 +223,34 @@ class _Runner:
         for trace in self._simulation.traces:
             trace.clear()
 
-    def _schedule(self, compiled: CompiledPlan, profile: Profile) -> WorkflowPlan | None:
-        if self._system.order == "parrot":
-            return None
+    def _plan(
+        self, compiled: CompiledPlan, profile: Profile, policy: str = "helium"
+    ) -> WorkflowPlan:
         engine = self._simulation.engines[0]
-        capacity = engine.num_blocks * self._simulation.block_size
         return plan_workflow(
             compiled,
             self._simulation.tokenizer,
             workflow=self._setting.workflow,
             profile=profile,
-            model=TokenStepModel(capacity),
+            model=TokenStepModel(engine.num_blocks * self._simulation.block_size),
             num_engines=self._setting.num_engines,
-            # Of a baseline's plan only the slices of rows and who calls what are used.
-            policy="helium" if self._system.order == "plan" else "op_wise",
+            policy=policy,
         )
 
-    def _backends(self, schedule: WorkflowPlan | None) -> list[EngineBackend]:
-        engines: list[EngineBackend] = list(self._simulation.backends)
-        if self._cache is not None:
-            engines = [_Remembering(engine, self._cache) for engine in engines]
-        order = self._system.order
-        if schedule is None:
-            return [ParrotDispatcher(engines)]
+    def _ask(self, compiled: CompiledPlan, workload: Workload) -> Ask:
+        order, engines = self._system.order, self._simulation.backends
+        if order == "parrot":
+            return ParrotDispatcher(engines).ask
         if order in ORDERS:
-            return ordered(order, schedule, engines)
-        if order not in ("plan", "dataflow"):
-            raise ConfigError(
-                f"system {self._system.name!r}: unknown order {order!r}; known: "
-                f"{['plan', 'dataflow', 'parrot', *ORDERS]}"
-            )
-        return engines if self._system.has_context else without_plan(engines)
+            return ordered(order, compiled, engines)
+        if order != "dataflow":
+            known = ["plan", "dataflow", "parrot", *ORDERS]
+            raise ConfigError(f"system {self._system.name!r}: unknown order {order!r}; {known=}")
+        if not self._system.has_context:
+            return unordered(compiled, engines)
+        # A policy of the engine that knows the workflow: it gets the plan, not the schedule.
+        schedule = self._plan(compiled, self._profile(workload), policy="op_wise")
+        return with_context(schedule, engines)
 
     def _profile(self, workload: Workload) -> Profile:
         """Learns output lengths from the first rows, as a sample run would."""
@@ -255,18 +270,41 @@ class _Runner:
         return profile
 
 
-class _Remembering:
-    """Puts what an engine answers into a prompt cache."""
+def with_context(schedule: WorkflowPlan, engines: Sequence[EngineBackend]) -> Ask:
+    """Sends every call at once; engines are told the plan and each call's place, but no rank."""
+    plans = schedule.engine_plans()
+    digests = [plan.digest() for plan in plans]
+    registered: set[int] = set()
 
-    def __init__(self, engine: EngineBackend, cache: DictPromptCache) -> None:
+    async def ask(operator: str, row: int, call: Call) -> ModelAnswer:
+        number = schedule.place(operator, row).engine
+        if number not in registered:
+            registered.add(number)
+            await engines[number].register(plans[number])
+        context = WorkflowContext(digests[number], "simulated", operator, row=row)
+        return await engines[number].call(ModelCall(call, context))
+
+    return ask
+
+
+class _Backend:
+    """An engine whose answers go into a prompt cache, and which may be told no plan."""
+
+    def __init__(
+        self, engine: EngineBackend, cache: DictPromptCache | None, has_context: bool
+    ) -> None:
         self._engine = engine
         self._cache = cache
+        self._has_context = has_context
 
     async def register(self, plan: EnginePlan) -> None:
-        await self._engine.register(plan)
+        if self._has_context:
+            await self._engine.register(plan)
 
     async def call(self, request: ModelCall) -> ModelAnswer:
+        if not self._has_context:
+            request = msgspec.structs.replace(request, context=None)
         answer = await self._engine.call(request)
-        if request.call.sampling.is_deterministic:
+        if self._cache is not None and request.call.sampling.is_deterministic:
             self._cache.put(request.call, answer.texts)
         return answer

@@ -12,43 +12,38 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from zlib import crc32
 
-import msgspec
-
-from helium.protocol import EnginePlan
+from helium.plan.calls import Call
 from helium.runtime.backend import EngineBackend, ModelAnswer, ModelCall
 
 _WORDS_PER_MARK = 256
 
 
 class ParrotDispatcher:
-    """Several engines as one backend."""
+    """Chooses the engine of every call."""
 
     def __init__(self, engines: Sequence[EngineBackend]) -> None:
         self._engines = list(engines)
         self._prefixes: list[set[int]] = [set() for _ in self._engines]
         self._loads = [0] * len(self._engines)
 
-    async def register(self, plan: EnginePlan) -> None:
-        """The engines are told nothing; the dispatcher sees prompts, not plans."""
-
-    async def call(self, request: ModelCall) -> ModelAnswer:
-        marks = list(_marks(request)) if len(self._engines) > 1 else []
+    async def ask(self, operator: str, row: int, call: Call) -> ModelAnswer:
+        """Answers a call; ``operator`` and ``row`` are not looked at."""
+        marks = list(_marks(call)) if len(self._engines) > 1 else []
         shared = [_num_shared(marks, prefixes) for prefixes in self._prefixes]
-        size = sum(len(content) for _, content in request.call.messages)
-        size += len(request.call.prompt or "")
+        size = sum(len(content) for _, content in call.messages) + len(call.prompt or "")
         engine = min(range(len(self._engines)), key=lambda e: (-shared[e], self._loads[e], e))
         self._prefixes[engine].update(marks)
         self._loads[engine] += size
         try:
-            return await self._engines[engine].call(msgspec.structs.replace(request, context=None))
+            return await self._engines[engine].call(ModelCall(call))
         finally:
             self._loads[engine] -= size
 
 
-def _marks(request: ModelCall) -> Iterator[int]:
+def _marks(call: Call) -> Iterator[int]:
     """Yields a hash of the prompt up to each mark, from the start on."""
-    state = crc32((request.cache_salt or "").encode())
-    for role, content in request.call.messages or (("", request.call.prompt or ""),):
+    state = 0
+    for role, content in call.messages or (("", call.prompt or ""),):
         state = crc32(role.encode(), state)
         words = content.split()
         for start in range(0, max(1, len(words)), _WORDS_PER_MARK):

@@ -22,11 +22,11 @@ class System:
 
     Attributes:
         source: Where it is described.
-        order: How calls reach the engines: ``plan`` (dataflow with the planner's placement and
-            ranks), ``dataflow`` (as soon as ready, rows cut into slices over the engines),
-            ``parrot``, or an order of ``benchmarks.baselines.orders``.
+        order: How calls reach the engines: ``plan`` (this repository's runtime, on the planner's
+            schedule), ``dataflow`` (as soon as ready), ``parrot``, or an order of
+            ``benchmarks.baselines.orders``. All but ``plan`` run the workflow as written.
         has_context: Whether engines learn the plan and where each call belongs in it.
-        is_optimized: Whether the optimizer's rules run.
+        is_optimized: Whether the optimizer's rules run; for ``plan`` only.
         rules_off: Rules that do not.
         has_prompt_cache: Whether outputs of earlier runs are used.
         scheduler_cls: The engine's scheduler, if not vLLM's.
@@ -65,7 +65,7 @@ SYSTEMS: Mapping[str, System] = {
             "random", _PAPER, scheduler_cls="benchmarks.policies.random_order.RandomOrderScheduler"
         ),
         System("langgraph", "supersteps as LangGraph documents them", order="langgraph"),
-        System("dataflow", "stock vLLM behind this runtime, no plan and no optimizer"),
+        System("dataflow", "every call as soon as it can be made, on stock vLLM"),
         System("parrot", _WRITTEN, order="parrot"),
         System("lspf", _WRITTEN, scheduler_cls="benchmarks.policies.lspf.LspfScheduler"),
         System(
@@ -79,7 +79,7 @@ SYSTEMS: Mapping[str, System] = {
         System("helium-no-cse", **{**_OURS, "rules_off": _SAME_WORK}),
         System("helium-no-prompt-cache", **{**_OURS, "has_prompt_cache": False}),
         System("helium-no-order", **{**_OURS, "helium": {"order": "fcfs"}}),
-        System("helium-no-plan", **{**_OURS, "order": "dataflow", "has_context": False}),
+        System("helium-no-plan", **{**_OURS, "has_context": False}),
         System("helium-on-stock", **{**_OURS, "has_context": False, "helium": None}),
         System(
             "helium-scheduling-only",

@@ -93,6 +93,8 @@ class SimulatedEngine:
             hash_block_size=options.block_size,
         )
         self._hasher = _block_hasher(self.scheduler, config, options.block_size)
+        if hasattr(self.scheduler.kv_cache_manager, "clock"):
+            self.scheduler.kv_cache_manager.clock = clock.now
         self._num_evictions = count_evictions(self.scheduler)
         self._under_way: dict[str, _Call] = {}
         self._steps: deque[_Step] = deque()
@@ -274,9 +276,10 @@ def _output_of(request_ids: list[str], sampled: list[list[int]]) -> ModelRunnerO
 
 
 def _block_hasher(scheduler: Any, config: Any, block_size: int) -> Callable[[Request], Any] | None:
-    """Returns vLLM's hasher, unless caching is off or the scheduler's index needs no hashes."""
+    """Returns vLLM's hasher, unless caching is off or the manager's index needs no hashes."""
     cache_config = config.cache_config
-    if not cache_config.enable_prefix_caching or getattr(scheduler, "skip_block_hashing", False):
+    needs_hashes = getattr(scheduler.kv_cache_manager, "needs_block_hashes", True)
+    if not cache_config.enable_prefix_caching or not needs_hashes:
         return None
     hash_function = get_hash_fn_by_name(cache_config.prefix_caching_hash_algo)
     init_none_hash(hash_function)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.baselines.orders import ordered, without_plan
+from benchmarks.baselines.dataflow import run_dataflow
+from benchmarks.baselines.orders import ordered, unordered
 from benchmarks.baselines.parrot import ParrotDispatcher
 from helium.plan.calls import Call
 from helium.plan.compiled_plan import CompiledPlan, bind
 from helium.plan.logical_plan import LogicalPlan
 from helium.plan.operators import Input, Llm, Message, Output, Reference, Sampling
 from helium.plan.text import text
-from helium.planner import plan_workflow
-from helium.runtime import ModelAnswer, ModelCall, run_plan
-from helium.templates import WordTokenizer
+from helium.runtime import ModelAnswer, ModelCall
 from vllm_helium.simulator.virtual_time import VirtualClock, run
 
 ROWS = 4
@@ -40,9 +39,6 @@ class _Engine:
         self._number = number
         self._clock = clock
         self._seen = seen
-
-    async def register(self, plan) -> None:
-        raise AssertionError("a baseline's engine learns of no plan")
 
     async def call(self, request: ModelCall) -> ModelAnswer:
         assert request.context is None
@@ -88,12 +84,10 @@ def _workflow() -> CompiledPlan:
 def _run(order: str | None, num_engines: int = 1) -> tuple[list[_Seen], float]:
     compiled, clock = _workflow(), VirtualClock()
     seen: list[_Seen] = []
-    schedule = plan_workflow(compiled, WordTokenizer(), policy="op_wise", num_engines=num_engines)
     engines = [_Engine(number, clock, seen) for number in range(num_engines)]
-    gated = ordered(order, schedule, engines) if order else without_plan(engines)
-    result = run(lambda: run_plan(compiled, gated, schedule=schedule), clock, _Nothing())
-    assert result.failures == []
-    assert result.outputs["out"] == [f"answer to last {row}" for row in range(ROWS)]
+    ask = ordered(order, compiled, engines) if order else unordered(compiled, engines)
+    outputs = run(lambda: run_dataflow(compiled, ask), clock, _Nothing())
+    assert outputs["out"] == [f"answer to last {row}" for row in range(ROWS)]
     assert len(seen) == len(OPERATORS) * ROWS
     return seen, clock.now()
 
@@ -147,9 +141,8 @@ def test_langgraph_holds_back_what_is_ready_until_the_superstep_ends():
     )
     compiled, clock = bind(plan, {"row": ["0"]}), VirtualClock()
     seen: list[_Seen] = []
-    schedule = plan_workflow(compiled, WordTokenizer(), policy="op_wise")
-    gated = ordered("langgraph", schedule, [_Engine(0, clock, seen)])
-    run(lambda: run_plan(compiled, gated, schedule=schedule), clock, _Nothing())
+    ask = ordered("langgraph", compiled, [_Engine(0, clock, seen)])
+    run(lambda: run_dataflow(compiled, ask), clock, _Nothing())
     assert {s.operator: s.start_s for s in seen} == {"first": 0, "second": 0, "join": 2}
 
 
@@ -187,7 +180,7 @@ def test_parrot_sends_calls_where_their_prefix_is_and_others_where_there_is_room
 
     def ask(system: str, user: str):
         call = Call((("system", system), ("user", user)), None, Sampling(), None)
-        return dispatcher.call(ModelCall(call))
+        return dispatcher.ask("agent", 0, call)
 
     async def program() -> None:
         await asyncio.gather(ask("a", "a1"), ask("b", "b1"), ask("a", "a2"), ask("b", "b2"))

@@ -7,7 +7,6 @@ from zlib import crc32
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helium.templates.tokenizer import probe_boundary
 from vllm_helium.simulator.tokenizer import PieceTokenizer
 
 TEXTS = st.text(alphabet=st.sampled_from("ab xyzé7.,\n\t<|_>"), max_size=60)
@@ -22,11 +21,19 @@ def test_tokens_cover_the_text(text):
     assert list(encoding.token_ids) == PieceTokenizer().token_ids(text)
 
 
-@given(TEXTS, st.integers(0, 60))
-def test_boundaries_stand_whatever_is_beside_the_text(text, position):
+@given(TEXTS, TEXTS, TEXTS)
+def test_boundaries_stand_whatever_is_beside_the_text(before, text, after):
     tokenizer = PieceTokenizer()
-    if tokenizer.is_boundary(text, position):
-        assert probe_boundary(tokenizer.encode, text, position)
+    for position in range(len(text) + 1):
+        if tokenizer.is_boundary(text, position):
+            cut = len(before) + position
+            parts = (before + text + after)[:cut], (before + text + after)[cut:]
+            whole = tokenizer.token_ids(before + text + after)
+            assert whole == [token for part in parts for token in tokenizer.token_ids(part)]
+            assert (
+                tokenizer.token_ids(text[:position])
+                == tokenizer.token_ids(text)[: len(tokenizer.token_ids(text[:position]))]
+            )
 
 
 def test_there_are_boundaries():

@@ -39,9 +39,9 @@ def test_duplicate_branches_are_computed_once_by_the_optimizer():
     published = Setting("trading-8b", rows=1, scale=0.02, max_tokens=12)
     calls = {
         name: run_system(published, system(name))["figures"]["num_calls"]
-        for name in ("langgraph", "helium", "helium-no-cse")
+        for name in ("langgraph", "helium")
     }
-    assert calls == {"langgraph": 88, "helium": 56, "helium-no-cse": 88}
+    assert calls == {"langgraph": 88, "helium": 56}
 
 
 def test_a_warm_run_reuses_what_the_day_before_computed():
@@ -60,6 +60,15 @@ def test_rows_run_on_all_engines():
         figures = run_system(two, system(name))["figures"]
         assert figures["num_calls"] == 112, name
         assert figures["makespan_s"] < figures["busy_s"] < 2 * figures["makespan_s"], name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [('{"is_optimized": true}', "needs order 'plan'"), ('{"order": "sideways"}', "unknown order")],
+)
+def test_systems_that_cannot_be_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        run_system(SMALL, system(f"dataflow:{override}"))
 
 
 def test_overrides_make_ablations():
