@@ -5,7 +5,8 @@ Usage: python -m benchmarks.planner.planning_time [--repeats 15] [--tokenizer FO
 Token rendering is inside (a word tokenizer, new for every repetition). ``published`` is Trading-16b
 as the paper has it, where the optimizer merges equal branches; ``distinct`` gives every branch its
 own prompts, so that nothing merges. With ``--tokenizer``, a model's folder, planning with its
-tokenizer is measured too: the first plan probes where static tokens end, later ones remember. An A/A row repeats the first one: its distance is the noise.
+tokenizer is measured too: the first plan probes where static tokens end, later ones remember. An
+A/A row repeats the first one: its distance is the noise.
 
 Source: Helium, §7 (< 230 ms and 552 KiB of metadata at 16 branches).
 """

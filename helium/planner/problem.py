@@ -162,13 +162,19 @@ class Problem:
         They do when a row of one shares more with the same row of the other than with other rows,
         and neither depends on the other (equal depth).
         """
+        if not self._may_nest(previous, task):
+            return False
+        tasks, tree = self.tasks, self.tree
+        ancestor = tree.lowest_common_ancestor(tasks[previous].leaf, tasks[task].leaf)
+        return tree.tokens[ancestor] > tree.shared_tokens[ancestor]
+
+    def _may_nest(self, previous: int, task: int) -> bool:
         a, b = self.tasks[previous], self.tasks[task]
-        if not (a.row == b.row == WHOLE_OPERATOR) or a.num_calls != b.num_calls:
-            return False
-        if self.depths[previous] != self.depths[task]:
-            return False
-        ancestor = self.tree.lowest_common_ancestor(a.leaf, b.leaf)
-        return self.tree.tokens[ancestor] > self.tree.shared_tokens[ancestor]
+        return (
+            a.row == b.row == WHOLE_OPERATOR
+            and a.num_calls == b.num_calls
+            and self.depths[previous] == self.depths[task]
+        )
 
     def cached_tokens(self, previous: int, task: int) -> tuple[float, float]:
         """Returns how much of its prompt the task's first call, and each later one, finds cached.
@@ -183,9 +189,10 @@ class Problem:
         ancestor = tree.lowest_common_ancestor(own.leaf, other.leaf)
         if own.row == other.row != WHOLE_OPERATOR:
             return tree.tokens[ancestor], later
-        if self.is_nested(previous, task):
-            return tree.tokens[ancestor], tree.tokens[ancestor]
-        return tree.shared_tokens[ancestor], later
+        all_rows, same_row = tree.shared_tokens[ancestor], tree.tokens[ancestor]
+        if same_row > all_rows and self._may_nest(previous, task):
+            return same_row, same_row
+        return all_rows, later
 
     def _usage(self, previous: int, task: int) -> float:
         own = self.tasks[task]
