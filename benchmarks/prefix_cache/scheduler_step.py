@@ -86,7 +86,7 @@ class Arm:
         self.num_steps = num_steps
 
     def admit(self) -> float:
-        """Adds, looks up and prefills the whole batch; returns the CPU seconds, hashing included."""
+        """Adds, looks up and prefills the whole batch; returns CPU seconds, hashing included."""
         start = time.thread_time()
         for number, prompt in enumerate(self.prompts):
             params = SamplingParams(

@@ -17,7 +17,6 @@ from vllm.v1.core.kv_cache_coordinator import (
     get_kv_cache_coordinator,
 )
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 from vllm.v1.request import Request
 
@@ -73,6 +72,10 @@ class TrtBlockPool(BlockPool):
                 metrics.on_block_evicted(block)
                 metrics.on_block_allocated(block)
         return blocks
+
+    def get_num_free_blocks(self) -> int:
+        num_free: int = self.index.num_free
+        return num_free
 
     def touch(self, blocks: Sequence[KVCacheBlock]) -> None:
         free = [block.block_id for block in blocks if block.ref_cnt == 0 and not block.is_null]
@@ -214,8 +217,3 @@ def _unsupported(
     if not hash_block_size == scheduler_block_size == spec.block_size:
         return "scheduler, hashes and cache use different block sizes"
     return None
-
-
-assert FullAttentionManager.supports_fine_grained_hash_lookup, (
-    "upstream's full attention no longer copies a partial block"
-)

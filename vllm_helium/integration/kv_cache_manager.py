@@ -81,27 +81,17 @@ class TrtKVCacheManager(KVCacheManager):
         return self.create_kv_cache_blocks((hit,)), match.num_tokens, 0
 
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
+        """Called once per admission, when the request holds its slots."""
         super().record_prefix_cache_stats(request, num_hits)
         path = known_path(request) if self.pool is not None else None
-        if path is not None and path.match is not None:
-            self.misses.record(path.match, request.num_tokens)
-            path.match = None
-
-    def allocate_slots(
-        self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any
-    ) -> KVCacheBlocks | None:
-        new_blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
-        hits = kwargs.get("new_computed_blocks")
-        if self.pool is not None and new_blocks is not None and hits is not None:
-            num_hit_blocks = kwargs["num_new_computed_tokens"] // self.pool.hash_block_size
-            if num_hit_blocks:
-                self._claim(request, hits.blocks[0][:num_hit_blocks])
-        return new_blocks
-
-    def _claim(self, request: Request, blocks: list[KVCacheBlock]) -> None:
-        path = known_path(request)
-        assert path is not None and self.pool is not None, "a hit comes from a lookup"
-        self.pool.index.claim([block.block_id for block in blocks], path.segments)
+        if path is None or path.match is None:
+            return
+        self.misses.record(path.match, request.num_tokens)
+        path.match = None
+        if num_hit_blocks := num_hits // self.pool.hash_block_size:
+            [manager] = self.coordinator.single_type_managers
+            blocks = manager.req_to_blocks[request.request_id][:num_hit_blocks]
+            self.pool.index.claim([block.block_id for block in blocks], path.segments)
 
     def estimate_cached_tokens(self, request: Request) -> int:
         if self.pool is None:

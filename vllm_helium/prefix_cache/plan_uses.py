@@ -152,7 +152,8 @@ class PlanUsesRegistry:
         self._index = index
         self._max_runs = max_runs
         self._plans: dict[str, EnginePlan] = {}
-        self._runs: OrderedDict[tuple[str, str], PlanUses | None] = OrderedDict()
+        self._runs: OrderedDict[tuple[str, str], PlanUses] = OrderedDict()
+        self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._num_plan_ids = 0
 
     def register(self, digest: str, plan: EnginePlan) -> None:
@@ -165,7 +166,8 @@ class PlanUsesRegistry:
             return
         for key in [key for key in self._runs if key[0] == digest]:
             self._close(key)
-            del self._runs[key]
+        for key in [key for key in self._ended if key[0] == digest]:
+            del self._ended[key]
 
     def finish_run(self, digest: str, run: str) -> None:
         """Ends a run: nothing more of it is to come, whatever the plan expected."""
@@ -177,15 +179,12 @@ class PlanUsesRegistry:
         if context is None:
             return None
         key = (context.plan, context.run)
-        if key in self._runs:
-            return self._runs[key]
+        known = self._runs.get(key)
         plan = self._plans.get(context.plan)
-        if plan is None:
-            return None
-        while len(self._runs) >= self._max_runs:
-            oldest = next(iter(self._runs))
-            self._close(oldest)
-            del self._runs[oldest]
+        if known is not None or plan is None or key in self._ended:
+            return known
+        if len(self._runs) >= self._max_runs:
+            self._close(next(iter(self._runs)))
         uses = self._runs[key] = PlanUses(self._index, self._num_plan_ids, plan)
         self._num_plan_ids += 1
         return uses
@@ -200,19 +199,17 @@ class PlanUsesRegistry:
             self._close((context.plan, context.run))
 
     def _close(self, key: tuple[str, str]) -> None:
-        uses = self._runs[key]
-        if uses is not None:
-            uses.is_closed = True
-            self._index.close_plan(uses.plan_id)
-            # An ended run stays known, so that a late call does not begin it anew.
-            self._runs[key] = None
+        uses = self._runs.pop(key)
+        uses.is_closed = True
+        self._index.close_plan(uses.plan_id)
+        # An ended run stays known for a while, so that a late call does not begin it anew.
+        self._ended[key] = None
+        if len(self._ended) > self._max_runs:
+            self._ended.popitem(last=False)
 
     def describe(self) -> dict[str, int]:
         """Counts for the status report."""
-        return {
-            "num_plans": len(self._plans),
-            "num_runs": sum(uses is not None for uses in self._runs.values()),
-        }
+        return {"num_plans": len(self._plans), "num_runs": len(self._runs)}
 
 
 __all__ = ["NO_PLAN", "NO_TAG", "PlanUses", "PlanUsesRegistry", "Segments"]
