@@ -75,7 +75,8 @@ class _Search:
         """Replaces order or engines by changed copies; returns the positions that changed."""
         if self._problem.num_engines > 1 and self._random.random() < 0.4:
             return self._move_engine()
-        return self._move_block()
+        begin = self._random.randrange(len(self._order))
+        return self._move_block(begin, 1 + self._random.randrange(_MAX_BLOCK))
 
     def _move_engine(self) -> tuple[int, int]:
         """Moves a task to another engine, with those of its conversation on the same engine."""
@@ -88,12 +89,17 @@ class _Search:
             self._engines[each] = other + (other >= old)
         # What follows the first of them may change; the order itself does not.
         positions = [self._positions[each] for each in moved]
-        return min(positions), max(positions) + 1
+        start, stop = min(positions), max(positions) + 1
+        if self._random.randrange(2):  # and to a place that suits it there
+            begin, end = self._move_block(self._positions[task], 1)
+            if begin != end:
+                return min(start, begin), max(stop, end)
+        return start, stop
 
-    def _move_block(self) -> tuple[int, int]:
+    def _move_block(self, begin: int, length: int) -> tuple[int, int]:
+        """Moves a stretch of the order to elsewhere in the range its dependencies leave it."""
         order, positions, draw = self._order, self._positions, self._random.randrange
-        begin = draw(len(order))
-        block = order[begin : begin + 1 + draw(_MAX_BLOCK)]
+        block = order[begin : begin + length]
         length = len(block)
         low, high = 0, len(order)  # where the block may begin, and must have ended
         for task in block:

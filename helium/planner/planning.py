@@ -33,6 +33,9 @@ REPLICATION_GAIN_RATIO = 0.01
 MAX_OPERATORS_FOR_ALL_SLICINGS = 1_000
 """Larger workflows try the extremes only: rows uncut, and a slice per engine."""
 
+SEVERAL_ENGINES_EFFORT = 4
+"""Where single calls are placed on several engines; tens of milliseconds by default."""
+
 DEFAULT_BUDGET = 6_000
 """Tasks evaluated by the local search; some milliseconds."""
 
@@ -85,10 +88,19 @@ def plan_workflow(
 
 
 def schedule_calls(problem: Problem, budget: int) -> Assignment:
-    """Returns the best of the constructive schedules, improved; for small problems."""
+    """Returns the best of the constructive schedules, improved; for small problems.
+
+    On several engines the search has far more local optima to get stuck in: there it starts from
+    the two best, each with ``SEVERAL_ENGINES_EFFORT`` times the budget.
+    """
     placed = schedule_on_engines(problem)
     starts = [placed, schedule_on_tree(problem, placed.engines), lspf(problem), op_wise(problem)]
-    return improve(problem, _best(problem, starts)[0], budget)
+    starts.sort(key=lambda assignment: simulate(problem, assignment).makespan)
+    if problem.num_engines == 1:
+        return improve(problem, starts[0], budget)
+    budget *= SEVERAL_ENGINES_EFFORT
+    found = [improve(problem, start, budget, seed) for seed, start in enumerate(starts[:2])]
+    return _best(problem, found)[0]
 
 
 def _place(
