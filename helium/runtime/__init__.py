@@ -3,19 +3,30 @@
 from helium.runtime.backend import EngineBackend, EngineUnavailable, ModelAnswer, ModelCall
 from helium.runtime.invoke import invoke, invoke_async
 from helium.runtime.processor import run_plan
+from helium.runtime.profile_store import ProfileStore
 from helium.runtime.prompt_cache import PromptCache
 from helium.runtime.result import RowFailure, RunResult
 from helium.runtime.retries import RetryPolicy
+from helium.runtime.run import Run
+from helium.runtime.run_store import RunError, RunInfo, RunStore
+from helium.runtime.runtime import Runtime, RuntimeOptions
 
 __all__ = [
     "EngineBackend",
     "EngineUnavailable",
     "ModelAnswer",
     "ModelCall",
+    "ProfileStore",
     "PromptCache",
     "RetryPolicy",
     "RowFailure",
+    "Run",
+    "RunError",
+    "RunInfo",
     "RunResult",
+    "RunStore",
+    "Runtime",
+    "RuntimeOptions",
     "invoke",
     "invoke_async",
     "run_plan",

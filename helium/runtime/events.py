@@ -78,7 +78,8 @@ class RunFinished(msgspec.Struct, frozen=True, tag="run_finished"):
     """Nothing follows.
 
     Attributes:
-        status: ``done``, also where rows failed, or ``cancelled``.
+        status: ``done``, also where rows failed; ``cancelled``, ``timed_out``, or ``failed`` where
+            the run as a whole could not go on.
     """
 
     status: str

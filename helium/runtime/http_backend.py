@@ -9,7 +9,7 @@ import msgspec
 from helium.errors import EngineError
 from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan
-from helium.runtime.backend import ModelAnswer, ModelCall
+from helium.runtime.backend import EngineUnavailable, ModelAnswer, ModelCall
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -23,15 +23,17 @@ _OPENAI_FIELDS = (
     "n",
 )
 
+_PASSING = (408, 409, 425, 429)
+"""Statuses below 500 of a server that may answer the same request later."""
+
 
 class HttpBackend:
-    """Calls a server through the ``openai`` client.
+    """Calls a server through the ``openai`` client; whoever calls makes failed calls again.
 
     Args:
         base_url: Address up to and including ``/v1``.
         model: Model to ask for where a call names none; ``None`` asks the server for its first.
         timeout_s: Seconds a single call may take.
-        max_retries: Times a call is sent again after a connection error or a 5xx.
     """
 
     def __init__(
@@ -41,12 +43,11 @@ class HttpBackend:
         model: str | None = None,
         api_key: str = "none",
         timeout_s: float = 3600.0,
-        max_retries: int = 2,
     ) -> None:
         from openai import AsyncOpenAI
 
         self._client: AsyncOpenAI = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=max_retries
+            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0
         )
         self._base_url = base_url
         self._model = model
@@ -66,7 +67,7 @@ class HttpBackend:
             raise EngineError(f"{self._base_url} cannot be reached: {error}") from None
 
     async def call(self, request: ModelCall) -> ModelAnswer:
-        from openai import APIError
+        from openai import APIConnectionError, APIError, APIStatusError
 
         call = request.call
         try:
@@ -79,6 +80,12 @@ class HttpBackend:
             chat = await self._client.chat.completions.create(messages=messages, **arguments)
             texts = tuple(choice.message.content or "" for choice in chat.choices)
             return _answer(texts, chat.usage)
+        except APIConnectionError as error:  # timeouts are among them
+            raise EngineUnavailable(f"{self._base_url}: {error.message}") from None
+        except APIStatusError as error:
+            may_pass = error.status_code >= 500 or error.status_code in _PASSING
+            kind = EngineUnavailable if may_pass else EngineError
+            raise kind(f"{self._base_url}: {error.message}") from None
         except APIError as error:
             raise EngineError(f"{self._base_url}: {error.message}") from None
 

@@ -167,6 +167,7 @@ class Execution:
         self._is_over: asyncio.Future[None] | None = None
         self._is_advancing = False
         self._stopped_because: str | None = None
+        self._status = "done"
 
     async def execute(self) -> RunResult:
         """Runs the plan to its end; cancelling this cancels every call of the run.
@@ -184,7 +185,7 @@ class Execution:
         limit: asyncio.TimerHandle | None = None
         if self._options.timeout_s is not None:
             reason = f"the run took more than {self._options.timeout_s} s"
-            limit = loop.call_later(self._options.timeout_s, self.stop, reason)
+            limit = loop.call_later(self._options.timeout_s, self.stop, reason, "timed_out")
         try:
             self._advance()
             await self._is_over
@@ -198,16 +199,21 @@ class Execution:
             slots = [self._flow.slot(output.name, row) for row in range(num_rows)]
             outputs[output.key] = [None if isinstance(slot, Failed) else slot for slot in slots]
         if self._emit is not None:
-            status = "done" if self._stopped_because is None else "cancelled"
-            self._emit(RunFinished(status, len(self._failures)))
+            self._emit(RunFinished(self._status, len(self._failures)))
         elapsed_s = time.perf_counter() - started
         return RunResult(self._run, outputs, self._failures, self._counts, elapsed_s)
 
-    def stop(self, reason: str) -> None:
-        """Gives up what is under way: those rows fail with the reason, finished ones stay."""
-        if self._stopped_because is not None:
+    def stop(self, reason: str, status: str) -> None:
+        """Gives up what is not done: it fails with the reason. Finished rows stay.
+
+        Args:
+            status: Of the run, in its last event.
+        """
+        is_over = self._is_over is not None and self._is_over.done()
+        if is_over or self._stopped_because is not None:
             return
         self._stopped_because = reason
+        self._status = status
         cells = [(ticket.operator, ticket.row) for ticket in self._tickets] + list(self._jobs)
         self._drop_work()
         for name, row in cells:

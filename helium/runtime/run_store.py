@@ -1,0 +1,404 @@
+"""Runs on disk: what each was asked to do and what it has done, enough to go on after a crash.
+
+One process works on a run at a time. That is a lock of the operating system, so that it ends with
+the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+
+import msgspec
+
+from helium.errors import HeliumError, WorkflowError
+from helium.plan.compiled_plan import CompiledPlan
+from helium.runtime.events import (
+    CallFinished,
+    Event,
+    FunctionFinished,
+    RowFailed,
+    RunFinished,
+    RunStarted,
+)
+from helium.runtime.sqlite_file import open_sqlite, transaction
+
+STORE_VERSION = 1
+SPEC_VERSION = 1
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+_SCHEMA = """
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY,
+    workflow TEXT NOT NULL,
+    status TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    num_calls INTEGER NOT NULL DEFAULT 0,
+    num_done INTEGER NOT NULL DEFAULT 0,
+    num_failures INTEGER NOT NULL DEFAULT 0,
+    is_cancel_requested INTEGER NOT NULL DEFAULT 0,
+    spec BLOB NOT NULL
+);
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY,
+    run TEXT NOT NULL REFERENCES runs (id),
+    event BLOB NOT NULL
+);
+CREATE INDEX events_by_run ON events (run, number);
+"""
+
+_KEPT = (RunStarted, CallFinished, FunctionFinished, RowFailed, RunFinished)
+"""Events that are written; the others follow from these."""
+
+
+class RunError(HeliumError):
+    """A run is unknown, in use, or cannot be written or read; the message says what to do."""
+
+
+class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a run does, whole: it can be resumed where its workflow's code is not at hand.
+
+    Attributes:
+        signature: Of the workflow as written; its profile is found by it.
+        compiled: The plan with its batch as the optimizer left it, so that operators and rows mean
+            the same when the run is resumed.
+    """
+
+    workflow: str
+    signature: str
+    compiled: CompiledPlan
+    cache_salt: str | None = None
+    timeout_s: float | None = None
+    function_timeout_s: float = 60.0
+    version: int = SPEC_VERSION
+
+
+class RunInfo(msgspec.Struct, frozen=True):
+    """A run in a list.
+
+    Attributes:
+        status: ``running``, ``done``, ``cancelled``, ``timed_out``, ``failed``, or ``interrupted``:
+            it was running, and its process is gone.
+        created_at: Seconds since 1970, as ``updated_at``.
+        num_calls: LLM calls of the run, those found in a cache while planning left out.
+        num_done: Calls answered so far.
+        num_failures: Rows that failed by themselves when it ran last.
+    """
+
+    id: str
+    workflow: str
+    status: str
+    created_at: float
+    updated_at: float
+    num_calls: int
+    num_done: int
+    num_failures: int
+
+
+class RunStore:
+    """A file of runs. Any thread may use it, also several at once, and several processes."""
+
+    def __init__(self, path: str | Path, *, max_bytes: int | None = None) -> None:
+        """Opens the file, or makes it.
+
+        Args:
+            max_bytes: Size the file never exceeds; runs then end as on a full disk.
+
+        Raises:
+            RunError: The file is no store, of another version, damaged or cannot be made.
+        """
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        with self._reporting("opened"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = open_sqlite(
+                self.path, _SCHEMA, STORE_VERSION, synchronous="FULL", max_bytes=max_bytes
+            )
+
+    def create(self, run: str, spec: RunSpec) -> None:
+        """Adds a run.
+
+        Raises:
+            RunError: The id is taken or malformed, or the file cannot be written.
+        """
+        if not _ID.fullmatch(run):
+            raise RunError(
+                f"run {run!r}: an id has at most 100 letters, digits, dots, dashes and "
+                "underscores, and begins with a letter or digit"
+            )
+        now = time.time()
+        row = (run, spec.workflow, now, now, msgspec.json.encode(spec))
+        with self._reporting("written"):
+            try:
+                self._connection.execute(
+                    "INSERT INTO runs (id, workflow, status, created_at, updated_at, spec) "
+                    "VALUES (?, ?, 'running', ?, ?, ?)",
+                    row,
+                )
+            except sqlite3.IntegrityError:
+                raise RunError(
+                    f"run {run!r} exists already; resume it, or take another id"
+                ) from None
+
+    def reopen(self, run: str) -> None:
+        """Makes a run a running one again; do it with its lock.
+
+        Raises:
+            RunError: The file cannot be written.
+        """
+        with self._reporting("written"):
+            self._connection.execute(
+                "UPDATE runs SET status = 'running', is_cancel_requested = 0 WHERE id = ?", (run,)
+            )
+
+    def append(self, run: str, events: Sequence[Event]) -> None:
+        """Writes what a run has done; when it returns, a crash cannot undo it.
+
+        Raises:
+            RunError: The file cannot be written; nothing of it was.
+        """
+        kept = [(run, msgspec.json.encode(event)) for event in events if isinstance(event, _KEPT)]
+        if not kept:
+            return
+        num_done = sum(isinstance(event, CallFinished) for event in events)
+        with self._reporting("written"), transaction(self._connection):
+            execute = self._connection.execute
+            self._connection.executemany("INSERT INTO events (run, event) VALUES (?, ?)", kept)
+            execute(
+                "UPDATE runs SET updated_at = ?, num_done = num_done + ? WHERE id = ?",
+                (time.time(), num_done, run),
+            )
+            for event in events:
+                if isinstance(event, RunStarted):
+                    execute(
+                        "UPDATE runs SET num_failures = 0, num_calls = num_done + ? WHERE id = ?",
+                        (event.num_calls, run),
+                    )
+                elif isinstance(event, RunFinished):
+                    execute(
+                        "UPDATE runs SET status = ?, num_failures = ? WHERE id = ?",
+                        (event.status, event.num_failures, run),
+                    )
+
+    def load(self, run: str) -> RunSpec:
+        """Returns what a run was asked to do, with what it has done already as ``known``.
+
+        Rows that failed are not known: they are tried again.
+
+        Raises:
+            RunError: The run is unknown, of another version, or cannot be read.
+        """
+        with self._reporting("read"):
+            row = self._connection.execute("SELECT spec FROM runs WHERE id = ?", (run,)).fetchone()
+        if row is None:
+            raise self._unknown(run)
+        try:
+            version = msgspec.json.decode(row[0], type=_Header).version
+            if version != SPEC_VERSION:
+                raise RunError(
+                    f"run {run!r} was written in version {version}, this release reads "
+                    f"{SPEC_VERSION}; resume it with a matching release"
+                )
+            spec = msgspec.json.decode(row[0], type=RunSpec)
+            spec.compiled.plan.validate()
+        except (msgspec.MsgspecError, WorkflowError) as error:
+            raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
+        compiled = spec.compiled
+        known = {name: dict(rows) for name, rows in compiled.known.items()}
+        for _, event in self.events(run):
+            if isinstance(event, CallFinished):
+                known.setdefault(event.operator, {})[event.row] = event.outputs
+            elif isinstance(event, FunctionFinished):
+                known.setdefault(event.operator, {})[event.row] = (event.output,)
+        compiled = msgspec.structs.replace(compiled, known=known)
+        return msgspec.structs.replace(spec, compiled=compiled)
+
+    def events(self, run: str, after: int = 0) -> list[tuple[int, Event]]:
+        """Returns a run's events that were written after number ``after``, with their numbers.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        with self._reporting("read"):
+            rows = self._connection.execute(
+                "SELECT number, event FROM events WHERE run = ? AND number > ? ORDER BY number",
+                (run, after),
+            ).fetchall()
+        try:
+            return [(number, msgspec.json.decode(raw, type=Event)) for number, raw in rows]
+        except msgspec.MsgspecError as error:
+            raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
+
+    def runs(self) -> list[RunInfo]:
+        """Returns all runs, the oldest first.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        return self._infos("ORDER BY created_at, id")
+
+    def info(self, run: str) -> RunInfo:
+        """Returns one run.
+
+        Raises:
+            RunError: The run is unknown, or the file cannot be read.
+        """
+        infos = self._infos("WHERE id = ?", run)
+        if not infos:
+            raise self._unknown(run)
+        return infos[0]
+
+    def request_cancel(self, run: str) -> None:
+        """Asks the process that works on a run to cancel it; it looks about once a second.
+
+        Raises:
+            RunError: The run is unknown or not running, or the file cannot be written.
+        """
+        status = self.info(run).status
+        if status != "running":
+            raise RunError(f"run {run!r} is {status}; only a running one can be cancelled")
+        with self._reporting("written"):
+            self._connection.execute("UPDATE runs SET is_cancel_requested = 1 WHERE id = ?", (run,))
+
+    def cancel_requests(self) -> set[str]:
+        """Returns the running runs that somebody wants cancelled.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        with self._reporting("read"):
+            rows = self._connection.execute(
+                "SELECT id FROM runs WHERE is_cancel_requested AND status = 'running'"
+            ).fetchall()
+        return {run for (run,) in rows}
+
+    def delete(self, run: str) -> None:
+        """Forgets a run that nobody works on.
+
+        Raises:
+            RunError: The run is unknown or in use, or the file cannot be written.
+        """
+        self.info(run)
+        with (
+            self.acquire(run),
+            self._reporting("written"),
+            transaction(self._connection),
+        ):
+            self._connection.execute("DELETE FROM events WHERE run = ?", (run,))
+            self._connection.execute("DELETE FROM runs WHERE id = ?", (run,))
+
+    def acquire(self, run: str) -> RunLock:
+        """Makes this the process that works on a run.
+
+        Raises:
+            RunError: Another one does.
+        """
+        lock = RunLock.take(self._lock_path(run))
+        if lock is None:
+            raise RunError(f"run {run!r} is running; watch it, or cancel it first")
+        return lock
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._connection.close()
+
+    def _infos(self, clause: str, *values: str) -> list[RunInfo]:
+        with self._reporting("read"):
+            rows = self._connection.execute(
+                "SELECT id, workflow, status, created_at, updated_at, num_calls, num_done, "
+                f"num_failures FROM runs {clause}",
+                values,
+            ).fetchall()
+        infos = [RunInfo(*row) for row in rows]
+        return [
+            msgspec.structs.replace(info, status="interrupted")
+            if info.status == "running" and not RunLock.is_held(self._lock_path(info.id))
+            else info
+            for info in infos
+        ]
+
+    def _lock_path(self, run: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-locks") / run
+
+    def _unknown(self, run: str) -> RunError:
+        known = [info.id for info in self.runs()][-5:]
+        return RunError(f"run {run!r} is not in {self.path}; the latest there are {known}")
+
+    @contextlib.contextmanager
+    def _reporting(self, what: str) -> Iterator[None]:
+        """Holds the lock, and turns errors of the file into ones that say what to do."""
+        with self._lock:
+            try:
+                yield
+            except (sqlite3.Error, OSError) as error:
+                raise RunError(
+                    f"runs {self.path}: cannot be {what}: {error}; make room or repair the file, "
+                    "then resume"
+                ) from error
+
+
+class RunLock:
+    """Says that a process works on a run; ends with it. A context manager."""
+
+    def __init__(self, path: Path, file: TextIOWrapper) -> None:
+        self._path = path
+        self._file = file
+
+    @classmethod
+    def take(cls, path: Path) -> RunLock | None:
+        """Returns the lock, or ``None`` if another one has it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(path, "a")  # noqa: SIM115, the lock keeps it open
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return None
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == _inode(file):
+                    return cls(path, file)
+            file.close()  # its last owner has just deleted it
+
+    @classmethod
+    def is_held(cls, path: Path) -> bool:
+        """Whether some process has the lock."""
+        try:
+            with open(path) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def release(self) -> None:
+        """Gives the lock back; again is harmless."""
+        if not self._file.closed:
+            self._path.unlink(missing_ok=True)
+            self._file.close()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _inode(file: TextIOWrapper) -> int:
+    return os.fstat(file.fileno()).st_ino
+
+
+class _Header(msgspec.Struct):
+    version: int

@@ -1,0 +1,403 @@
+"""Many runs over the same engines: one dispatcher, one prompt cache, checkpoints and profiles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from helium.cost.profile import Profile
+from helium.dsl.graph import Graph
+from helium.errors import ConfigError, HeliumError
+from helium.optimizer.driver import ALL_ON, Switches, optimize
+from helium.plan.compiled_plan import bind
+from helium.plan.functions import REGISTRY, Function
+from helium.plan.logical_plan import LogicalPlan
+from helium.planner import WorkflowPlan, plan_workflow
+from helium.runtime.backend import EngineBackend
+from helium.runtime.cache_lookup import CacheLookup
+from helium.runtime.checkpoint import Checkpoint
+from helium.runtime.dispatcher import MAX_OPEN_CALLS, Dispatcher
+from helium.runtime.events import Event, Listener, RunFinished
+from helium.runtime.function_threads import FunctionThreads
+from helium.runtime.processor import Execution, RunOptions, new_run_id
+from helium.runtime.profile_store import ProfileLearner, ProfileStore, workflow_signature
+from helium.runtime.prompt_cache import PromptCache
+from helium.runtime.result import RunResult
+from helium.runtime.retries import RetryPolicy
+from helium.runtime.run import Run
+from helium.runtime.run_store import RunError, RunInfo, RunLock, RunSpec, RunStore
+from helium.templates.tokenizer import PromptTokenizer, WordTokenizer
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+"""How often another process's wish to cancel is looked for, and its events."""
+
+
+class RuntimeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Limits of a runtime.
+
+    Attributes:
+        retries: How failed calls are made again.
+        call_timeout_s: Seconds one attempt at a call may take; ``None`` waits for ever.
+        max_open_calls: Calls under way per engine.
+        function_timeout_s: Seconds a user function may take for one row.
+    """
+
+    retries: RetryPolicy = RetryPolicy()
+    call_timeout_s: float | None = None
+    max_open_calls: int = MAX_OPEN_CALLS
+    function_timeout_s: float = 60.0
+
+
+class Runtime:
+    """Runs workflows on identical engines; an async context manager, used on one event loop.
+
+    Cache, store and profiles belong to the caller and stay open.
+    """
+
+    def __init__(
+        self,
+        backends: EngineBackend | Sequence[EngineBackend],
+        tokenizer: PromptTokenizer | None = None,
+        *,
+        revision: str | None = None,
+        prompt_cache: PromptCache | None = None,
+        store: RunStore | None = None,
+        profiles: ProfileStore | None = None,
+        functions: Mapping[str, Function] = REGISTRY,
+        options: RuntimeOptions | None = None,
+    ) -> None:
+        """Starts nothing.
+
+        Args:
+            tokenizer: That of the engines' model. Without it schedules are made with estimates, and
+                engines are not told of them.
+            revision: What the engines serve, see ``PromptCache.view``; needed for the cache.
+            prompt_cache: Answers of earlier deterministic calls.
+            store: Where runs are checkpointed; without it they cannot be resumed.
+            profiles: What earlier runs taught, and later ones will be taught.
+            functions: Where the functions of ``Lambda`` operators are looked up.
+
+        Raises:
+            ConfigError: There is no engine, or a cache without a revision.
+        """
+        if prompt_cache is not None and not revision:
+            raise ConfigError(
+                "runtime: a prompt cache needs `revision`, a name of everything that shapes the "
+                "engines' outputs: model, its revision, precision, chat template"
+            )
+        self._options = options or RuntimeOptions()
+        self._tokenizer = tokenizer
+        self._revision = revision or ""
+        self._cache = prompt_cache
+        self._store = store
+        self._profiles = profiles
+        self._functions = functions
+        self._dispatcher = Dispatcher(
+            backends,
+            retries=self._options.retries,
+            call_timeout_s=self._options.call_timeout_s,
+            max_open_calls=self._options.max_open_calls,
+            cache=CacheLookup(prompt_cache, self._revision) if prompt_cache is not None else None,
+        )
+        self._threads = FunctionThreads()
+        self._disk = ThreadPoolExecutor(1, "helium-runs")
+        self._planner = ThreadPoolExecutor(1, "helium-planner")
+        self._runs: dict[str, Run] = {}
+        self._poller: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Runtime:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leaves off all runs, which can then be resumed, and ends threads."""
+        for run in list(self._runs.values()):
+            await run.abandon()
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.gather(self._poller, return_exceptions=True)
+        await self._dispatcher.close()
+        await self._threads.close()
+        self._disk.shutdown()
+        self._planner.shutdown()
+
+    async def submit(
+        self,
+        workflow: Graph | LogicalPlan,
+        batch: Mapping[str, str | Sequence[str]],
+        *,
+        name: str = "workflow",
+        run: str | None = None,
+        switches: Switches = ALL_ON,
+        cache_salt: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Run:
+        """Optimizes, plans and starts a workflow.
+
+        Args:
+            batch: Column -> its values, or one string for all rows.
+            name: Of the workflow, in plans, lists and metrics.
+            run: Id of the run; made up if not given.
+            switches: Which optimizer rules run.
+            cache_salt: Tenant of every call.
+            timeout_s: Seconds the run may take; what is not done by then fails.
+
+        Raises:
+            WorkflowError: The batch does not fit the workflow.
+            RunError: The id is taken, or the store cannot be written.
+        """
+        if isinstance(workflow, Graph):
+            plan, sources = workflow.plan, workflow.sources
+        else:
+            plan, sources = workflow, {}
+        compiled = bind(plan, batch, sources=sources, functions=self._functions)
+        run = run or new_run_id()
+        if run in self._runs:
+            raise RunError(f"run {run!r} is running; watch it, or take another id")
+        loop = asyncio.get_running_loop()
+        view = None
+        if self._cache is not None:
+            view = self._cache.view(self._revision, cache_salt)
+        optimized = await loop.run_in_executor(self._planner, optimize, compiled, switches, view)
+        spec = RunSpec(
+            workflow=name,
+            signature=workflow_signature(plan),
+            compiled=optimized.compiled,
+            cache_salt=cache_salt,
+            timeout_s=timeout_s,
+            function_timeout_s=self._options.function_timeout_s,
+        )
+        lock: RunLock | None = None
+        if self._store is not None:
+            # First the lock: a run in the list that nobody works on is an interrupted one.
+            lock = self._store.acquire(run)
+            try:
+                await loop.run_in_executor(self._disk, self._store.create, run, spec)
+            except BaseException:
+                lock.release()
+                raise
+        return await self._start(run, spec, lock)
+
+    async def run(
+        self,
+        workflow: Graph | LogicalPlan,
+        batch: Mapping[str, str | Sequence[str]],
+        *,
+        name: str = "workflow",
+        switches: Switches = ALL_ON,
+        cache_salt: str | None = None,
+        timeout_s: float | None = None,
+    ) -> RunResult:
+        """Runs a workflow to its end; being cancelled cancels the run. See ``submit``."""
+        run = await self.submit(
+            workflow,
+            batch,
+            name=name,
+            switches=switches,
+            cache_salt=cache_salt,
+            timeout_s=timeout_s,
+        )
+        try:
+            return await run.result()
+        except asyncio.CancelledError:
+            run.cancel()
+            raise
+
+    async def resume(self, run: str) -> Run:
+        """Goes on with a run of the store: only what is not done, or has failed, is done.
+
+        Raises:
+            RunError: The run is unknown or running, or the store cannot be read.
+            WorkflowError: A function of the workflow is not registered here.
+        """
+        store = self._require_store()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._disk, store.info, run)
+        lock = store.acquire(run)
+        try:
+            spec = await loop.run_in_executor(self._disk, store.load, run)
+            bind(spec.compiled.plan, spec.compiled.columns, functions=self._functions)
+            await loop.run_in_executor(self._disk, store.reopen, run)
+        except BaseException:
+            lock.release()
+            raise
+        return await self._start(run, spec, lock)
+
+    async def cancel(self, run: str) -> None:
+        """Cancels a run of this runtime at once, or asks the process that works on it.
+
+        Raises:
+            RunError: The run is unknown or over.
+        """
+        if run in self._runs:
+            self._runs[run].cancel()
+            return
+        store = self._require_store()
+        await asyncio.get_running_loop().run_in_executor(self._disk, store.request_cancel, run)
+
+    async def list(self) -> list[RunInfo]:
+        """Returns the runs of the store, the oldest first."""
+        store = self._require_store()
+        return await asyncio.get_running_loop().run_in_executor(self._disk, store.runs)
+
+    async def watch(self, run: str) -> AsyncIterator[Event]:
+        """Yields a run's events from its beginning, also of one that another process works on.
+
+        Ends when nobody works on the run any more. From another process there are only events that
+        are written: of calls, functions and failures.
+
+        Raises:
+            RunError: The run is unknown.
+        """
+        if run in self._runs:
+            async for event in self._runs[run].events():
+                yield event
+            return
+        store = self._require_store()
+        loop = asyncio.get_running_loop()
+        num_seen = 0
+        while True:
+            # The status first: what is written after it is read the next time.
+            info = await loop.run_in_executor(self._disk, store.info, run)
+            events = await loop.run_in_executor(self._disk, store.events, run, num_seen)
+            for number, event in events:
+                num_seen = number
+                yield event
+            if info.status != "running":
+                return
+            await asyncio.sleep(POLL_S)
+
+    def _require_store(self) -> RunStore:
+        if self._store is None:
+            raise RunError("this runtime has no store of runs; give it one: store=RunStore(path)")
+        return self._store
+
+    async def _start(self, run: str, spec: RunSpec, lock: RunLock | None) -> Run:
+        try:
+            loop = asyncio.get_running_loop()
+            schedule = await loop.run_in_executor(self._planner, self._plan, spec)
+            driver = _Driver(self, run, spec, schedule, lock)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        self._runs[run] = driver.run
+        driver.run.start(loop.create_task(driver.drive()))
+        if self._store is not None and self._poller is None:
+            self._poller = loop.create_task(self._poll(self._store))
+        return driver.run
+
+    def _plan(self, spec: RunSpec) -> WorkflowPlan | None:
+        """Plans what is left to do, in a thread; ``None`` if that needs no call."""
+        compiled = spec.compiled
+        if not any(compiled.calls(operator.name) for operator in compiled.plan.llm_operators):
+            return None
+        profile: Profile | None = None
+        if self._profiles is not None:
+            profile = self._profiles.load(spec.signature)
+        return plan_workflow(
+            compiled,
+            self._tokenizer or WordTokenizer(),
+            workflow=spec.workflow,
+            profile=profile,
+            num_engines=len(self._dispatcher.engines),
+        )
+
+    async def _poll(self, store: RunStore) -> None:
+        """Cancels what other processes want cancelled; runs only while there are runs."""
+        loop = asyncio.get_running_loop()
+        while self._runs:
+            await asyncio.sleep(POLL_S)
+            try:
+                wanted = await loop.run_in_executor(self._disk, store.cancel_requests)
+            except RunError as error:
+                logger.warning("%s", error)
+                continue
+            for run in wanted & self._runs.keys():
+                self._runs[run].cancel()
+        self._poller = None
+
+
+class _Driver:
+    """Carries one run out, from its first call to its profile."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        run: str,
+        spec: RunSpec,
+        schedule: WorkflowPlan | None,
+        lock: RunLock | None,
+    ) -> None:
+        self._runtime = runtime
+        self._spec = spec
+        self._lock = lock
+        self._learner = ProfileLearner(spec.compiled, runtime._tokenizer)
+        self._checkpoint: Checkpoint | None = None
+        options = RunOptions(
+            cache_salt=spec.cache_salt,
+            functions=runtime._functions,
+            function_timeout_s=spec.function_timeout_s,
+            timeout_s=spec.timeout_s,
+            has_hints=runtime._tokenizer is not None,
+            on_event=self._happened,
+        )
+        self._execution = Execution(
+            spec.compiled, runtime._dispatcher, runtime._threads, run, schedule, options
+        )
+        self.run = Run(run, self._execution)
+        self._tell: Listener = self.run.publish
+        if runtime._store is not None:
+            self._checkpoint = Checkpoint(
+                runtime._store, run, runtime._disk, self.run.publish, self._cannot_write
+            )
+            self._tell = self._checkpoint.record
+
+    async def drive(self) -> RunResult:
+        try:
+            try:
+                result = await self._execution.execute()
+            except HeliumError:
+                self._tell(RunFinished("failed", 0))
+                raise
+            finally:
+                if self._checkpoint is not None:
+                    await self._checkpoint.drain()
+            if self._checkpoint is not None and self._checkpoint.error is not None:
+                raise self._checkpoint.error
+            return result
+        finally:
+            self.run.close()
+            if self._lock is not None:
+                self._lock.release()
+            del self._runtime._runs[self.run.id]
+            self._learn()
+
+    def _happened(self, event: Event) -> None:
+        self._learner.observe(event)
+        self._tell(event)
+
+    def _cannot_write(self, error: RunError) -> None:
+        self._execution.stop(str(error), "failed")
+
+    def _learn(self) -> None:
+        """Saves what the run taught, off the event loop; without it the next plan is as good."""
+        profiles = self._runtime._profiles
+        if profiles is None:
+            return
+
+        def save() -> None:
+            try:
+                profiles.add(self._spec.signature, self._learner.learned())
+            except OSError as error:
+                logger.warning("profiles %s cannot be written: %s", profiles.folder, error)
+
+        self._runtime._planner.submit(save)
