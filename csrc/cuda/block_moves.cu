@@ -30,7 +30,7 @@ int launch(const Move& move, int64_t num_programs, void* stream) {
 
 #include "helium/block_moves_api.h"
 
-extern "C" const char* helium_error_string(int error) {
+HELIUM_API const char* helium_error_string(int error) {
   if (error == helium::kBadAlignment) {
     return "alignment is none of 1, 2, 4, 8 and 16";
   }

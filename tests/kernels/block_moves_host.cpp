@@ -22,6 +22,6 @@ int launch(const Move& move, int64_t num_programs, void*) {
 
 #include "helium/block_moves_api.h"
 
-extern "C" const char* helium_error_string(int error) {
+HELIUM_API const char* helium_error_string(int error) {
   return error == helium::kBadAlignment ? "alignment is none of 1, 2, 4, 8 and 16" : "unknown";
 }

@@ -13,10 +13,10 @@ import torch
 
 from helium.errors import KernelError
 from vllm_helium.kernels import dispatch, reference
-from vllm_helium.kernels.cuda_library import CudaLibrary
+from vllm_helium.kernels.compiled_library import CompiledLibrary
 
 ROOT = Path(__file__).resolve().parents[2]
-HOST_BACKENDS = ("reference", "host_driver", "interpreted_triton")
+HOST_BACKENDS = ("reference", "cpu", "kernel_loops", "interpreted_triton")
 GPU_BACKENDS = ("reference", "triton", "cuda")
 
 
@@ -43,20 +43,31 @@ def interpreted_triton():
     return module
 
 
-@pytest.fixture(scope="session")
-def host_library(tmp_path_factory) -> Path:
-    """The CUDA sources' arithmetic compiled for the host, with the undefined-behaviour checks."""
+def compile_library(source: Path, folder: Path) -> Path:
+    """Compiles a library of block moves for the host, with the undefined-behaviour checks."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++ is not installed")
-    library = tmp_path_factory.mktemp("host") / "block_moves_host.so"
     warnings = ["-Wall", "-Wextra", "-Werror"]
     checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all", "-static-libubsan"]
-    source = ROOT / "tests" / "kernels" / "block_moves_host.cpp"
     command = [compiler, "-std=c++17", "-O1", "-fno-strict-aliasing", *warnings, *checks]
-    command += ["-shared", "-fPIC", f"-I{ROOT / 'csrc' / 'include'}", str(source)]
-    subprocess.run([*command, "-o", str(library)], check=True)
+    command += ["-shared", "-fPIC", "-fvisibility=hidden", f"-I{ROOT / 'csrc' / 'include'}"]
+    library = folder / f"{source.stem}.so"
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
     return library
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory) -> Path:
+    """The CUDA kernels' loops, run on the host program by program and thread by thread."""
+    source = ROOT / "tests" / "kernels" / "block_moves_host.cpp"
+    return compile_library(source, tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def cpu_library(tmp_path_factory) -> Path:
+    """The compiled core's block moves, without the rest of it."""
+    return compile_library(ROOT / "csrc" / "block_moves_cpu.cpp", tmp_path_factory.mktemp("cpu"))
 
 
 @pytest.fixture(
@@ -78,8 +89,9 @@ def backend(request):
                 pytest.skip(str(error))
     elif name == "reference":
         choice = reference
-    elif name == "host_driver":
-        choice = CudaLibrary(request.getfixturevalue("host_library"))
+    elif name in ("cpu", "kernel_loops"):
+        fixture = {"cpu": "cpu_library", "kernel_loops": "host_library"}[name]
+        choice = CompiledLibrary(request.getfixturevalue(fixture))
     else:
         choice = request.getfixturevalue("interpreted_triton")
     return choice, device

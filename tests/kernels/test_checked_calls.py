@@ -131,21 +131,37 @@ def test_bad_copies_are_refused(cache, copies, message):
     assert torch.equal(cache.storage, before)
 
 
-def test_cpu_tensors_are_served_by_plain_torch():
-    choice = dispatch.choose_backend("cpu")
-    assert choice.backend is reference
-    assert "reference" in kernels.describe("cpu") and choice.reason in kernels.describe("cpu")
+@pytest.fixture
+def fresh_choices():
+    dispatch._best_backend.cache_clear()
+    yield
+    dispatch._best_backend.cache_clear()
 
 
-def test_describe_says_what_is_missing_for_the_cuda_library(monkeypatch, tmp_path):
-    monkeypatch.setattr(dispatch, "LIBRARY_PATH", tmp_path / "helium_cuda.so")
-    dispatch.choose_backend.cache_clear()
-    try:
-        assert "helium_cuda.so is not beside" in kernels.describe("cuda")
-    finally:
-        dispatch.choose_backend.cache_clear()
+def test_the_compiled_core_serves_cpu_tensors(cpu_library, monkeypatch, fresh_choices):
+    monkeypatch.setattr(dispatch, "CPU_LIBRARY", cpu_library)
+    assert dispatch.choose_backend("cpu").name == "cpu"
+    assert kernels.describe("cpu") == "block moves on cpu: cpu (cpu is the first choice)"
+
+
+def test_without_a_library_plain_torch_serves_and_says_why(monkeypatch, tmp_path, fresh_choices):
+    monkeypatch.setattr(dispatch, "CPU_LIBRARY", tmp_path / "_core.so")
+    assert dispatch.choose_backend("cpu").backend is reference
+    assert "cpu: reference (_core.so is not in" in kernels.describe("cpu")
+    monkeypatch.setattr(dispatch, "CUDA_LIBRARY", tmp_path / "helium_cuda.so")
+    assert "helium_cuda.so is not in" in kernels.describe("cuda")
+
+
+def test_a_backend_serves_for_as_long_as_it_is_asked_to(cpu_library, monkeypatch, fresh_choices):
+    monkeypatch.setattr(dispatch, "CPU_LIBRARY", cpu_library)
+    with dispatch.use_backend("cpu", "reference"):
+        assert dispatch.choose_backend("cpu").name == "reference"
+        with dispatch.use_backend("cpu", "cpu"):
+            assert dispatch.choose_backend("cpu").name == "cpu"
+        assert dispatch.choose_backend("cpu").name == "reference"
+    assert dispatch.choose_backend("cpu").name == "cpu"
 
 
 def test_unknown_backends_are_refused():
-    with pytest.raises(KernelError, match=r"available: \['cuda', 'triton', 'reference'\]"):
+    with pytest.raises(KernelError, match=r"available: \['cuda', 'triton', 'cpu', 'reference'\]"):
         dispatch.load_backend("opencl")

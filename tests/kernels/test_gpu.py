@@ -19,15 +19,14 @@ STREAM_WORK_CYCLES = 500_000_000
 
 
 @pytest.fixture(params=["triton", "cuda"])
-def served_by(request, monkeypatch):
+def served_by(request):
     """Makes one backend serve the operators."""
     try:
-        backend = dispatch.load_backend(request.param)
+        dispatch.load_backend(request.param)
     except KernelError as error:
         pytest.skip(str(error))
-    choice = dispatch.Choice(request.param, backend, "the test says so")
-    monkeypatch.setattr("vllm_helium.kernels.ops.choose_backend", lambda device_type: choice)
-    return request.param
+    with dispatch.use_backend("cuda", request.param):
+        yield request.param
 
 
 def test_gather_writes_pinned_host_memory_and_scatter_reads_it(served_by):

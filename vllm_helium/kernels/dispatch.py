@@ -1,8 +1,10 @@
-"""Which backend serves a device, and why: CUDA library, then Triton, then plain torch."""
+"""Which backend serves a device, and why: compiled library, then Triton, then plain torch."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -11,7 +13,10 @@ import torch
 
 from helium.errors import KernelError
 from vllm_helium.kernels import reference
-from vllm_helium.kernels.cuda_library import LIBRARY_PATH, CudaLibrary
+from vllm_helium.kernels.compiled_library import CPU_LIBRARY, CUDA_LIBRARY, CompiledLibrary
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+"""In C++ on a GPU, in Triton, in C++ on the CPU, in plain torch on either."""
 
 
 class BlockMoveBackend(Protocol):
@@ -62,7 +67,7 @@ class Choice:
     """A backend for one kind of device.
 
     Attributes:
-        name: ``"cuda"``, ``"triton"`` or ``"reference"``.
+        name: One of `BACKENDS`.
         backend: The operations.
         reason: Why this one, in a clause for a log line.
     """
@@ -72,20 +77,43 @@ class Choice:
     reason: str
 
 
-@cache
 def choose_backend(device_type: str) -> Choice:
-    """Returns the best backend for a device type, decided once per process."""
-    if device_type != "cuda":
-        return Choice("reference", reference, f"plain torch is what serves {device_type} tensors")
+    """Returns the backend for a device type: `use_backend`'s, or else the best one there is."""
+    return _chosen.get(device_type) or _best_backend(device_type)
+
+
+@contextmanager
+def use_backend(device_type: str, name: str) -> Iterator[None]:
+    """Makes one backend serve a device type for a while, to compare backends. Not thread-safe.
+
+    Raises:
+        KernelError: It is not installed, or not known.
+    """
+    before = _chosen.get(device_type)
+    _chosen[device_type] = Choice(name, load_backend(name), "chosen by the caller")
     try:
-        library = load_backend("cuda")
-    except KernelError as missing_library:
+        yield
+    finally:
+        if before is None:
+            del _chosen[device_type]
+        else:
+            _chosen[device_type] = before
+
+
+_chosen: dict[str, Choice] = {}
+
+
+@cache
+def _best_backend(device_type: str) -> Choice:
+    missing = []
+    for name in ("cuda", "triton") if device_type == "cuda" else ("cpu",):
         try:
-            kernels = load_backend("triton")
-        except KernelError as missing_triton:
-            return Choice("reference", reference, f"{missing_library}; {missing_triton}")
-        return Choice("triton", kernels, str(missing_library))
-    return Choice("cuda", library, f"found {LIBRARY_PATH.name}")
+            backend = load_backend(name)
+        except KernelError as error:
+            missing.append(str(error))
+        else:
+            return Choice(name, backend, "; ".join(missing) or f"{name} is the first choice")
+    return Choice("reference", reference, "; ".join(missing))
 
 
 def load_backend(name: str) -> BlockMoveBackend:
@@ -101,13 +129,12 @@ def load_backend(name: str) -> BlockMoveBackend:
             return importlib.import_module("vllm_helium.kernels.triton_kernels")
         except ImportError as error:
             raise KernelError(f"cannot import Triton: {error}; install triton") from error
-    if name == "cuda":
-        if not LIBRARY_PATH.exists():
-            raise KernelError(
-                f"{LIBRARY_PATH.name} is not beside the compiled core; build with HELIUM_CUDA=ON"
-            )
-        return CudaLibrary()
-    raise KernelError(f"backend {name!r} is unknown; available: ['cuda', 'triton', 'reference']")
+    if name in ("cuda", "cpu"):
+        path = CUDA_LIBRARY if name == "cuda" else CPU_LIBRARY
+        if not path.exists():
+            raise KernelError(f"{path.name} is not in {path.parent.name}; build it")
+        return CompiledLibrary(path)
+    raise KernelError(f"backend {name!r} is unknown; available: {list(BACKENDS)}")
 
 
 def describe(device_type: str | None = None) -> str:

@@ -1,7 +1,7 @@
-// The C interface of the block moves, as vllm_helium/kernels/cuda_library.py declares it.
+// The C interface of the block moves, as vllm_helium/kernels/compiled_library.py declares it.
 //
-// Two libraries define it by including this file: helium_cuda launches kernels on a stream, and the
-// tests' host library runs the same arithmetic without a GPU. The includer defines, in this order,
+// Libraries define it by including this file: helium_cuda launches kernels on a stream, the core
+// copies on the calling thread, and the tests' own runs the kernels' loops without a GPU. The includer defines, in this order,
 // namespace helium's
 //   template <typename Access, typename Move>
 //   int launch(const Move& move, int64_t num_programs, void* stream);
@@ -13,6 +13,8 @@
 #include <cstdint>
 
 #include "helium/block_moves.h"
+
+#define HELIUM_API extern "C" __attribute__((visibility("default")))
 
 namespace helium {
 
@@ -43,12 +45,10 @@ int launch_aligned(const Move& move, int alignment, int64_t max_programs, void* 
 
 }  // namespace helium
 
-extern "C" {
-
 // Raised with every change of this interface or of a table's columns.
-int helium_block_moves_version() { return 1; }
+HELIUM_API int helium_block_moves_version() { return 1; }
 
-int helium_gather_blocks(uint8_t* storage, const void* runs, int64_t num_runs,
+HELIUM_API int helium_gather_blocks(uint8_t* storage, const void* runs, int64_t num_runs,
                          const int64_t* block_ids, int64_t num_ids, int64_t num_blocks,
                          uint8_t* staging, int64_t staging_stride, int alignment,
                          int64_t max_programs, void* stream) {
@@ -59,7 +59,7 @@ int helium_gather_blocks(uint8_t* storage, const void* runs, int64_t num_runs,
       max_programs, stream);
 }
 
-int helium_scatter_blocks(uint8_t* storage, const void* runs, int64_t num_runs,
+HELIUM_API int helium_scatter_blocks(uint8_t* storage, const void* runs, int64_t num_runs,
                           const int64_t* block_ids, int64_t num_ids, int64_t num_blocks,
                           uint8_t* staging, int64_t staging_stride, int alignment,
                           int64_t max_programs, void* stream) {
@@ -70,7 +70,7 @@ int helium_scatter_blocks(uint8_t* storage, const void* runs, int64_t num_runs,
       max_programs, stream);
 }
 
-int helium_copy_block_prefix(uint8_t* storage, const void* runs, int64_t num_runs,
+HELIUM_API int helium_copy_block_prefix(uint8_t* storage, const void* runs, int64_t num_runs,
                              const void* copies, int64_t num_copies, int64_t num_blocks,
                              int alignment, int64_t max_programs, void* stream) {
   const helium::CachedBlocks cache{storage, static_cast<const helium::BlockRun*>(runs), num_runs,
@@ -79,5 +79,3 @@ int helium_copy_block_prefix(uint8_t* storage, const void* runs, int64_t num_run
       helium::PrefixCopy{cache, static_cast<const helium::BlockCopy*>(copies), num_copies},
       alignment, max_programs, stream);
 }
-
-}  // extern "C"

@@ -1,21 +1,29 @@
-"""The block moves in CUDA C++, from a library with a C interface that knows nothing of torch.
+"""The block moves in C++, from libraries with a C interface that know nothing of torch.
 
-Each method equals the function of the same name in `reference`, bit for bit. Launches go to the
-current stream; they neither read device memory on the host nor allocate, so they can be captured
-in a CUDA graph. Sources: csrc/cuda/block_moves.cu, csrc/include/helium/block_moves_api.h.
+Two libraries have the interface: ``helium_cuda`` launches kernels on the current stream, and the
+compiled core copies on the calling thread. Each method equals the function of the same name in
+`reference`, bit for bit. Launches on a GPU neither read device memory on the host nor allocate, so
+they can be captured in a CUDA graph. Sources: csrc/include/helium/block_moves_api.h,
+csrc/cuda/block_moves.cu, csrc/block_moves_cpu.cpp.
 """
 
 from __future__ import annotations
 
 import ctypes
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import torch
 
 from helium.errors import KernelError
 
-LIBRARY_PATH = Path(__file__).resolve().parent.parent / "helium_cuda.so"
-"""Where the build puts the library: beside the compiled core."""
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+CUDA_LIBRARY = _PACKAGE / "helium_cuda.so"
+"""Where a build with the CMake option ``HELIUM_CUDA`` belongs: beside the compiled core."""
+
+CPU_LIBRARY = _PACKAGE / f"_core{EXTENSION_SUFFIXES[0]}"
+"""The compiled core itself."""
 
 INTERFACE_VERSION = 1
 
@@ -30,19 +38,19 @@ _SIGNATURES = {
 }
 
 
-class CudaLibrary:
+class CompiledLibrary:
     """The launchers of one shared library.
 
     Args:
-        path: The library, built with the CMake option ``HELIUM_CUDA``.
+        path: `CUDA_LIBRARY`, `CPU_LIBRARY` or another with their interface.
 
     Raises:
         KernelError: The library does not load, or was built for another interface.
     """
 
-    def __init__(self, path: Path = LIBRARY_PATH) -> None:
+    def __init__(self, path: Path) -> None:
         try:
-            library = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(str(path.absolute()))
             version = library.helium_block_moves_version()
             for name, arguments in _SIGNATURES.items():
                 function = getattr(library, name)
@@ -51,12 +59,12 @@ class CudaLibrary:
             library.helium_error_string.restype = ctypes.c_char_p
         except (OSError, AttributeError) as error:
             raise KernelError(
-                f"cannot load the CUDA library {path.name}: {error}; rebuild with HELIUM_CUDA=ON"
+                f"cannot load block moves from {path.name}: {error}; rebuild it"
             ) from error
         if version != INTERFACE_VERSION:
             raise KernelError(
-                f"the CUDA library {path.name} has interface version {version}, expected "
-                f"{INTERFACE_VERSION}; rebuild with HELIUM_CUDA=ON"
+                f"{path.name} has block moves of version {version}, expected {INTERFACE_VERSION}; "
+                "rebuild it"
             )
         self._library = library
 
