@@ -27,6 +27,9 @@ from vllm_helium.simulator.evictions import count_evictions
 from vllm_helium.simulator.figures import CallRecord, EngineFigures
 from vllm_helium.simulator.virtual_time import VirtualClock
 
+_ARRIVAL_GAP_S = 1e-9
+"""Calls of one moment arrive one after the other, as on any server; queues order by it."""
+
 Finished = Callable[[CallRecord], None]
 """Told of a finished call, at the moment it finishes."""
 
@@ -99,6 +102,7 @@ class SimulatedEngine:
         self._under_way: dict[str, _Call] = {}
         self._steps: deque[_Step] = deque()
         self._device_free_s = 0.0
+        self._num_added = 0
 
     def add(
         self,
@@ -127,12 +131,13 @@ class SimulatedEngine:
                 "num_blocks"
             )
         now = self._clock.now()
+        self._num_added += 1
         request = Request(
             request_id=request_id,
             prompt_token_ids=prompt_token_ids,
             sampling_params=params,
             pooling_params=None,
-            arrival_time=now,
+            arrival_time=now + self._num_added * _ARRIVAL_GAP_S,
             cache_salt=cache_salt,
             block_hasher=self._hasher,
         )
