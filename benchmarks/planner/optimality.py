@@ -111,7 +111,16 @@ def by_operator(instance: Instance, problem: Problem) -> Assignment:
         max_calls_by_call=0,
     )
     places = [plan.place(task.operator, task.row) for task in problem.tasks]
-    preferred = sorted(range(problem.num_tasks), key=lambda task: places[task].rank)
+    # Ranks of different engines do not compare; the predicted starts of their sequences do.
+    starts = {
+        name: plan.predictions[sequence.operators[0]].start
+        for sequence in plan.sequences
+        for name in sequence.operators
+    }
+    preferred = sorted(
+        range(problem.num_tasks),
+        key=lambda task: (starts[problem.tasks[task].operator], places[task].rank),
+    )
     return Assignment(producers_first(problem, preferred), [place.engine for place in places])
 
 
