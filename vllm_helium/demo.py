@@ -2,8 +2,9 @@
 
     python -m vllm_helium.demo
 
-Several experts answer each question about a text, a summary makes one answer of theirs. The model
-is the small one that comes along (135M parameters): its answers are simple, its token counts real.
+Three experts answer each question from their point of view; a summary and a title are made of their
+notes. The model is the small one that comes along (135M parameters): its answers are simple, its
+token counts are real.
 """
 
 from __future__ import annotations
@@ -16,58 +17,65 @@ from typing import TYPE_CHECKING
 
 from helium import graphs, ops
 from helium.dsl.graph import Graph
-from helium.plan.operators import Sampling
 from helium.runtime import RunResult
 from vllm_helium.models.smollm2 import ensure_smollm2
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-BEES = (
-    "Honey bees live in colonies of up to sixty thousand workers and one queen. Workers collect "
-    "nectar from flowers and carry it home in a second stomach. In the hive they pass it from bee "
-    "to bee and fan it with their wings until most of the water is gone, and what is left is "
-    "honey. A worker that has found a good field dances on the comb: the direction of the dance "
-    "tells the direction of the flowers, and its length tells how far away they are."
+EXPERT = (
+    "You are one of several experts who answer the same question, each from one point of view. You "
+    "write one clear and short sentence. Use simple words and stay on the point of view you are "
+    "given."
 )
-TIDES = (
-    "The pull of the moon raises two bulges in the oceans, one on the side that faces the moon and "
-    "one on the far side. As the Earth turns, most coasts pass through both bulges, so "
-    "they see two high tides a day, a little more than twelve hours apart. When the sun and the "
-    "moon pull along one line, at full moon and new moon, the tides are higher than usual and are "
-    "called spring tides."
-)
-ROWS = (
-    (BEES, "How do bees make honey?"),
-    (BEES, "How does a bee tell others where flowers are?"),
-    (BEES, "How many queens does a colony have?"),
-    (TIDES, "Why are there two high tides a day?"),
-    (TIDES, "What is a spring tide?"),
-    (TIDES, "What pulls the oceans?"),
-)
-EXPERTS = {
-    "reader": "Quote the sentence of the text that answers the question.",
-    "teacher": "Answer the question in one simple sentence.",
-    "editor": "Answer the question in a few words.",
-    "second_reader": "Quote the sentence of the text that answers the question.",
+QUESTIONS = {
+    "Why are trees important for cities?": ("health", "climate", "wildlife"),
+    "Why is sleep important?": ("memory", "mood", "the body"),
+    "Why should people drink enough water?": ("skin", "digestion", "sport"),
+    "Why is reading books good for children?": ("language", "imagination", "family"),
+    "How does the internet change education?": ("students", "teachers", "costs"),
+    "Why are bees important?": ("food", "farmers", "flowers"),
+    "What are the benefits of public transport?": ("traffic", "air quality", "health"),
+    "Why is recycling important?": ("nature", "energy", "the future"),
 }
 
 
-def build_graph(max_tokens: int) -> Graph:
-    """Builds the workflow: four experts per question (two of them equal), then a summary."""
-    passage, question = ops.placeholder("passage"), ops.placeholder("question")
-    sampling = Sampling(max_tokens=max_tokens)
-    context = ["Text: ", passage, "\nQuestion: ", question, "\n"]
+def build_graph() -> Graph:
+    """Builds the workflow: three experts per question, then a summary and a title of their notes.
+
+    The prompts suit a model of 135M parameters: it explains and summarizes, it cannot judge.
+    """
+    question = ops.placeholder("question")
     notes = [
-        ops.llm([ops.Msg("user", [*context, role])], name=name, sampling=sampling)
-        for name, role in EXPERTS.items()
+        ops.llm(
+            [
+                ops.Msg("system", EXPERT),
+                ops.Msg(
+                    "user",
+                    [question, " Explain it with regard to ", aspect, " in one sentence."],
+                ),
+            ],
+            name=f"expert_{number}",
+            max_tokens=64,
+            stop=("\n",),
+        )
+        for number, aspect in enumerate(
+            (ops.placeholder(f"aspect_{number}") for number in (1, 2, 3)), start=1
+        )
     ]
-    parts = list(context)
-    for number, note in enumerate(notes, start=1):
-        parts += [f"Note {number}: ", note, "\n"]
-    parts.append("Write one short answer to the question from the notes.")
-    answer = ops.llm([ops.Msg("user", parts)], name="summary", sampling=sampling)
-    return graphs.build({"answer": answer})
+    text = [notes[0], " ", notes[1], " ", notes[2], "\n\n"]
+    summary = ops.llm(
+        [ops.Msg("user", [*text, "Summarize the text above in two sentences."])],
+        name="summary",
+        max_tokens=80,
+    )
+    title = ops.llm(
+        [ops.Msg("user", [*text, "Write a short title for the text above."])],
+        name="title",
+        max_tokens=16,
+        stop=("\n",),
+    )
+    return graphs.build({"answer": summary, "title": title})
 
 
 def make_llm(model: str, is_on: bool) -> LLM:
@@ -92,7 +100,9 @@ def run(model: str, graph: Graph, is_on: bool) -> tuple[RunResult, float]:
     llm = make_llm(model, is_on)
     llm.generate("Warm up.", use_tqdm=False)
     started = time.perf_counter()
-    inputs = {"passage": [row[0] for row in ROWS], "question": [row[1] for row in ROWS]}
+    inputs = {"question": list(QUESTIONS)}
+    for number, aspects in enumerate(zip(*QUESTIONS.values(), strict=True), start=1):
+        inputs[f"aspect_{number}"] = list(aspects)
     result = llm.run_workflow(graph, inputs, workflow=f"Helium {'on' if is_on else 'off'}")
     elapsed_s = time.perf_counter() - started
     del llm
@@ -104,17 +114,18 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model folder; default: the small model from PyPI")
-    parser.add_argument("--max-tokens", type=int, default=48, help="output tokens per call")
     options = parser.parse_args()
     # One process and quiet logs, so that the output is the demo's.
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     model = options.model or str(ensure_smollm2())
-    graph = build_graph(options.max_tokens)
+    graph = build_graph()
     on, on_s = run(model, graph, True)
     off, off_s = run(model, graph, False)
-    for (_, question), answer in zip(ROWS, on.outputs["answer"], strict=True):
-        print(f"\nQ: {question}\nA: {answer}")
+    for question, title, answer in zip(
+        QUESTIONS, on.outputs["title"], on.outputs["answer"], strict=True
+    ):
+        print(f"\n{question}\n  {title}\n  {answer}")
     print(f"\n{'':12}{'calls':>8}{'prompt':>9}{'cached':>9}{'computed':>10}{'output':>9}{'s':>8}")
     for label, result, elapsed_s in (("Helium on", on, on_s), ("Helium off", off, off_s)):
         total = result.total
