@@ -34,7 +34,11 @@ OUR_PACKAGES = ("helium", "vllm_helium")
 LOCAL_LABEL = {"cpu": "cpu", "cuda": "cu13"}
 MEDIA_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 DEMO_REQUIRES = ["gguf>=0.17"]
-TEST_REQUIRES = ["pytest>=8", "hypothesis>=6", "mypy>=1.15", "ruff>=0.11"]
+TEST_REQUIRES = [
+    *("pytest>=8", "hypothesis>=6", "mypy>=1.15", "ruff>=0.11"),
+    "ortools>=9.11",  # the exact optimum the planner is compared with
+    "accelerate",  # transformers' own GGUF loader, which the converted model is compared with
+]
 EDITABLE_PTH = "__editable__.vllm_helium.pth"
 
 
@@ -81,6 +85,14 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
         else:
             required.append(line)
     return required, extras
+
+
+def entry_points() -> str:
+    """Upstream's entry points and the ``helium`` command."""
+    ours = "helium = helium.cli.main:main"
+    return upstream_file("entry_points.txt").replace(
+        "[console_scripts]\n", f"[console_scripts]\n{ours}\n"
+    )
 
 
 class EngineDistribution(Distribution):
@@ -189,6 +201,6 @@ setup(
     py_modules=[],
     install_requires=install_requires,
     extras_require=extras_require,
-    entry_points=upstream_file("entry_points.txt"),
+    entry_points=entry_points(),
     cmdclass={"build_py": BuildTree, "bdist_wheel": EngineWheel, "editable_wheel": EditableWheel},
 )

@@ -64,7 +64,9 @@ def test_it_holds_the_patched_engine_our_packages_and_the_extension(wheel):
 
 
 def test_the_command_and_the_record_are_there(wheel):
-    assert "vllm = vllm.entrypoints.cli.main:main" in member(wheel, "entry_points.txt")
+    scripts = member(wheel, "entry_points.txt")
+    assert "vllm = vllm.entrypoints.cli.main:main" in scripts
+    assert "helium = helium.cli.main:main" in scripts
     rows = csv.reader(io.StringIO(member(wheel, ".dist-info/RECORD")))
     assert {row[0] for row in rows} == set(wheel.namelist())
     assert "Apache License" in member(wheel, "vllm_helium/UPSTREAM_LICENSE")

@@ -25,8 +25,9 @@ def run_workflow(
 ) -> RunResult:
     """Optimizes, plans and runs a workflow on an ``LLM``.
 
-    With Helium off the workflow runs as it is written: nothing is merged, nothing is planned, and
-    every call is ordinary traffic. Outputs are the same either way.
+    With Helium off no rule rewrites the workflow and nothing is planned: every call is ordinary
+    traffic, though equal deterministic calls in flight are still made once. Outputs are the same
+    either way.
 
     Args:
         inputs: Column -> its values, or one string for all rows.
