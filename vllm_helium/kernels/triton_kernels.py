@@ -33,10 +33,12 @@ def _copy_bytes(
     dst = dst.to(tl.pointer_type(ELEMENT))
     count = tl.multiple_of(num_bytes // SIZE, ALIGNMENT // SIZE)
     lanes = tl.arange(0, LANES)
-    for start in range(0, count, LANES):
-        index = start + lanes
+    start = count * 0
+    while start < count:
+        index = tl.multiple_of(start, LANES) + lanes
         inside = index < count
         tl.store(dst + index, tl.load(src + index, mask=inside), mask=inside)
+        start += LANES
 
 
 @triton.jit(do_not_specialize=["num_runs", "num_ids", "num_blocks", "staging_stride"])
@@ -54,7 +56,8 @@ def _move_blocks_kernel(
     ALIGNMENT: tl.constexpr,
     ITERATION_BYTES: tl.constexpr,
 ):
-    for item in range(tl.program_id(0), num_ids * num_runs, tl.num_programs(0)):
+    item = tl.program_id(0)
+    while item < num_ids * num_runs:
         row = item // num_runs
         block = tl.load(block_ids + row)
         if (block >= 0) & (block < num_blocks):
@@ -68,6 +71,7 @@ def _move_blocks_kernel(
                 _copy_bytes(cached, staged, num_bytes, ELEMENT, ALIGNMENT, ITERATION_BYTES)
             else:
                 _copy_bytes(staged, cached, num_bytes, ELEMENT, ALIGNMENT, ITERATION_BYTES)
+        item += tl.num_programs(0)
 
 
 @triton.jit(do_not_specialize=["num_runs", "num_copies", "num_blocks"])
@@ -82,7 +86,8 @@ def _copy_block_prefix_kernel(
     ALIGNMENT: tl.constexpr,
     ITERATION_BYTES: tl.constexpr,
 ):
-    for item in range(tl.program_id(0), num_copies * num_runs, tl.num_programs(0)):
+    item = tl.program_id(0)
+    while item < num_copies * num_runs:
         copy = copies + (item // num_runs) * 3
         src_block = tl.load(copy)
         dst_block = tl.load(copy + 1)
@@ -97,6 +102,7 @@ def _copy_block_prefix_kernel(
             dst = storage + tl.multiple_of(offset + dst_block * stride, ALIGNMENT)
             num_bytes = num_tokens * tl.load(run + 4)
             _copy_bytes(src, dst, num_bytes, ELEMENT, ALIGNMENT, ITERATION_BYTES)
+        item += tl.num_programs(0)
 
 
 def gather_blocks(
