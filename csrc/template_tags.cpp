@@ -83,7 +83,9 @@ std::uint64_t TemplateTags::order(TagId tag) const {
       std::memcpy(&bits, &entry.lease_until, sizeof bits);
       return bits;
     }
-    case Place::kNextUse: return std::uint64_t(~entry.next_use);
+    case Place::kNextUse:
+      // Furthest first: calls of one rank run row by row, and what all rows share comes next.
+      return ~(std::uint64_t{entry.next_use} << 32 | std::uint32_t(entry.row + 1));
     default: return entry.died;
   }
 }

@@ -64,7 +64,12 @@ def _model() -> Path:
     return make_tiny_llama(Path(tempfile.mkdtemp()) / "llama")
 
 
-def build_scheduler(system: str, num_blocks: int, max_num_seqs: int) -> Scheduler:
+def build_scheduler(
+    system: str,
+    num_blocks: int,
+    max_num_seqs: int,
+    options: PrefixCacheOptions = PrefixCacheOptions(),  # noqa: B008
+) -> Scheduler:
     """Upstream's synchronous scheduler over upstream's or our KV manager."""
     config = EngineArgs(
         model=str(_model()),
@@ -81,7 +86,7 @@ def build_scheduler(system: str, num_blocks: int, max_num_seqs: int) -> Schedule
     config.cache_config.num_gpu_blocks = num_blocks
     cls = Scheduler
     if system == "tree":
-        factory = kv_cache_manager_factory(config, PrefixCacheOptions())
+        factory = kv_cache_manager_factory(config, options)
         cls = type("TreeScheduler", (Scheduler,), {"kv_cache_manager_cls": staticmethod(factory)})
     return cls(
         vllm_config=config,

@@ -208,6 +208,16 @@ def test_a_change_of_next_use_reorders_cached_blocks():
     assert index.evict(2) == [second, first]
 
 
+def test_calls_of_one_rank_read_row_by_row_and_shared_text_is_needed_first():
+    index = make(num_blocks=3, max_protected_blocks=3)
+    blocks = {}
+    for first, row in enumerate((1, NO_TAG, 0)):
+        tag = index.tag(0, 0, row)
+        index.set_uses(tag, 1, 7)
+        [blocks[row]] = cache(index, [10 * first + i for i in range(4)], tags=[(4, tag)])
+    assert index.evict(3) == [blocks[1], blocks[0], blocks[NO_TAG]]
+
+
 def test_blocks_others_use_survive_the_end_of_a_plan_as_ordinary_ones():
     index = make(max_protected_blocks=16)
     tag = index.tag(7, 0)
