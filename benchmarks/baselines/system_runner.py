@@ -87,6 +87,13 @@ class SystemRunner:
                 f"{self._system.name}: {len(result.failures)} rows failed; operator "
                 f"{failure.operator!r}, row {failure.row}: {failure.reason}"
             )
+        for engine in self._simulation.engines:
+            num_unknown = getattr(engine.scheduler, "num_unplanned_contexts", 0)
+            if num_unknown:
+                raise EngineError(
+                    f"{self._system.name}: {num_unknown} calls named a plan or an operator their "
+                    "engine does not know; they ran as ordinary traffic, so this is no measurement"
+                )
         return result.total.num_calls
 
     def forget_kv(self) -> None:
