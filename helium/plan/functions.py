@@ -93,7 +93,9 @@ def _is_reload(known: Function, function: Function) -> bool:
 
 def _qualified(function: Function) -> str:
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{named.__qualname__}"
+    # Methods of built-in types, such as str.strip, have no module of their own.
+    owner = getattr(named, "__module__", None) or getattr(named, "__objclass__", named).__module__
+    return f"{owner}.{named.__qualname__}"
 
 
 REGISTRY = FunctionRegistry()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helium.errors import PlanError
 from helium.plan.compiled_plan import CompiledPlan
@@ -76,6 +76,18 @@ class WorkflowPlan:
     def compiled(self) -> CompiledPlan:
         """The bound plan this is the schedule of."""
         return self.lowering.compiled
+
+    def explain(self, format: str = "text", **options: Any) -> str:
+        """Explains the plan: what the rules did, what is shared, what runs when and why.
+
+        Args:
+            format: ``text``, ``json``, ``dot`` or ``html``.
+            options: Those of ``helium.explain.explain``; ``analyze`` puts measured figures beside
+                the predicted ones.
+        """
+        from helium.explain import explain
+
+        return explain(self, format, **options)
 
     def place(self, operator: str, row: int) -> CallPlace:
         """Returns where a call runs and its rank there. Constant time.

@@ -139,3 +139,14 @@ def test_an_unknown_format_is_refused(
 ) -> None:
     with pytest.raises(PlanError, match="unknown format 'pdf'"):
         explain(debate[2], "pdf")
+
+
+def test_a_plan_explains_itself(
+    debate: tuple[LogicalPlan, BatchOptimization, WorkflowPlan],
+) -> None:
+    _, done, plan = debate
+    assert plan.explain(passes=done.passes, show_times=False) == explain(
+        plan, passes=done.passes, show_times=False
+    )
+    with pytest.raises(PlanError, match="unknown format"):
+        plan.explain("pdf")

@@ -62,3 +62,9 @@ def test_an_unknown_name_suggests_near_ones_and_acts_as_a_missing_key():
         registry["prase"]
     assert "prase" not in registry
     assert registry.get("prase") is None
+
+
+def test_methods_of_builtin_types_have_a_name():
+    registry = FunctionRegistry()
+    assert registry.register(str.strip) == "builtins.str.strip"
+    assert registry.register(len) == "builtins.len"
