@@ -6,6 +6,8 @@ import msgspec
 
 from helium.plan.interpret import Value
 
+RESULT_VERSION = 1
+
 
 class RowFailure(msgspec.Struct, frozen=True):
     """One operator's row that could not be computed; what depends on it fails with it."""
@@ -47,6 +49,7 @@ class RunResult(msgspec.Struct):
         failures: The rows that failed by themselves, in the order they failed.
         counts: Token counts by LLM operator.
         elapsed_s: Wall time of the run in seconds.
+        version: Schema version of the JSON form.
     """
 
     run: str
@@ -54,6 +57,7 @@ class RunResult(msgspec.Struct):
     failures: list[RowFailure]
     counts: dict[str, CallCounts]
     elapsed_s: float
+    version: int = RESULT_VERSION
 
     @property
     def total(self) -> CallCounts:

@@ -30,12 +30,10 @@ from helium.runtime.result import RunResult
 from helium.runtime.retries import RetryPolicy
 from helium.runtime.run import Run
 from helium.runtime.run_store import RunError, RunInfo, RunLock, RunSpec, RunStore
+from helium.runtime.watching import POLL_S, follow
 from helium.templates.tokenizer import PromptTokenizer, WordTokenizer
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 1.0
-"""How often another process's wish to cancel is looked for, and its events."""
 
 
 class RuntimeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -261,19 +259,8 @@ class Runtime:
             async for event in self._runs[run].events():
                 yield event
             return
-        store = self._require_store()
-        loop = asyncio.get_running_loop()
-        num_seen = 0
-        while True:
-            # The status first: what is written after it is read the next time.
-            info = await loop.run_in_executor(self._disk, store.info, run)
-            events = await loop.run_in_executor(self._disk, store.events, run, num_seen)
-            for number, event in events:
-                num_seen = number
-                yield event
-            if info.status != "running":
-                return
-            await asyncio.sleep(POLL_S)
+        async for event in follow(self._require_store(), run, self._disk):
+            yield event
 
     def _require_store(self) -> RunStore:
         if self._store is None:
