@@ -17,8 +17,8 @@ class PrefixCacheOptions:
         lease_share: Largest share of all blocks that leases may hold.
         ordinary_share: Share of all blocks in which ordinary traffic competes by recency alone:
             plans may protect the rest, and what they protect beyond it goes first.
-        max_runs: Plan runs whose pending uses are kept; beyond it the oldest run's blocks become
-            ordinary ones.
+        max_runs: Plan runs whose pending uses are kept, and plans; beyond it the oldest run's
+            blocks are no longer wanted: dead, or ordinary where others used them too.
     """
 
     min_partial_tokens: int = 8

@@ -151,14 +151,20 @@ class PlanUsesRegistry:
     def __init__(self, index: PrefixIndex, max_runs: int) -> None:
         self._index = index
         self._max_runs = max_runs
-        self._plans: dict[str, EnginePlan] = {}
+        self._plans: OrderedDict[str, EnginePlan] = OrderedDict()
         self._runs: OrderedDict[tuple[str, str], PlanUses] = OrderedDict()
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._num_plan_ids = 0
 
     def register(self, digest: str, plan: EnginePlan) -> None:
-        """Makes a plan known; its runs begin with their first request."""
+        """Makes a plan known; its runs begin with their first request.
+
+        As many plans as runs are kept; beyond it the one registered longest ago is dropped.
+        """
         self._plans[digest] = plan
+        self._plans.move_to_end(digest)
+        if len(self._plans) > self._max_runs:
+            self.drop(next(iter(self._plans)))
 
     def drop(self, digest: str) -> None:
         """Forgets a plan and its runs; their blocks become dead, or ordinary where shared."""

@@ -111,6 +111,17 @@ def test_the_oldest_run_goes_beyond_the_bound():
     assert [uses.is_closed for uses in runs] == [True, False, False]
 
 
+def test_plans_registered_longest_ago_go_beyond_the_bound():
+    plans = [make_plan(rows=rows) for rows in (1, 2, 3)]
+    _, registry = make_registry(plans[0], max_runs=2)
+    uses = registry.run(call(plans[0], "expert"))
+    for plan in plans[1:]:
+        registry.register(plan.digest(), plan)
+    assert uses.is_closed
+    assert registry.run(call(plans[0], "expert")) is None
+    assert registry.run(call(plans[2], "expert")) is not None
+
+
 def test_dropping_a_plan_closes_its_runs():
     plan = make_plan()
     _, registry = make_registry(plan)
