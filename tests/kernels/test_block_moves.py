@@ -124,6 +124,11 @@ def test_a_prefix_copy_keeps_what_follows(backend, layout, num_tokens):
     check_copy(backend, cache, [(3, 1, num_tokens)])
 
 
+def test_empty_batches_launch_nothing(backend):
+    check_gather(backend, make_cache(device=backend[1]), [])
+    check_scatter(backend, make_cache(device=backend[1]), [])
+
+
 @pytest.mark.parametrize("num_ids", [1, 17])
 def test_batches_of_any_length_move(backend, num_ids):
     ids = [(7 * row) % 17 for row in range(num_ids)]

@@ -141,17 +141,20 @@ def copy_block_prefix(
 ) -> None:
     """As `reference.copy_block_prefix`."""
     num_copies, num_runs = len(copies), len(runs)
-    _copy_block_prefix_kernel[(min(num_copies * num_runs, max_programs),)](
-        storage,
-        runs,
-        copies,
-        num_runs,
-        num_copies,
-        num_blocks,
-        ELEMENT=_ELEMENTS[alignment],
-        ALIGNMENT=alignment,
-        ITERATION_BYTES=ITERATION_BYTES,
-    )
+    if num_copies * num_runs == 0:
+        return
+    with torch.cuda.device_of(storage):
+        _copy_block_prefix_kernel[(min(num_copies * num_runs, max_programs),)](
+            storage,
+            runs,
+            copies,
+            num_runs,
+            num_copies,
+            num_blocks,
+            ELEMENT=_ELEMENTS[alignment],
+            ALIGNMENT=alignment,
+            ITERATION_BYTES=ITERATION_BYTES,
+        )
 
 
 def _move_blocks(
@@ -165,17 +168,20 @@ def _move_blocks(
     to_staging: bool,
 ) -> None:
     num_ids, num_runs = len(block_ids), len(runs)
-    _move_blocks_kernel[(min(num_ids * num_runs, max_programs),)](
-        storage,
-        runs,
-        block_ids,
-        staging,
-        num_runs,
-        num_ids,
-        num_blocks,
-        staging.stride(0),
-        TO_STAGING=to_staging,
-        ELEMENT=_ELEMENTS[alignment],
-        ALIGNMENT=alignment,
-        ITERATION_BYTES=ITERATION_BYTES,
-    )
+    if num_ids * num_runs == 0:
+        return
+    with torch.cuda.device_of(storage):
+        _move_blocks_kernel[(min(num_ids * num_runs, max_programs),)](
+            storage,
+            runs,
+            block_ids,
+            staging,
+            num_runs,
+            num_ids,
+            num_blocks,
+            staging.stride(0),
+            TO_STAGING=to_staging,
+            ELEMENT=_ELEMENTS[alignment],
+            ALIGNMENT=alignment,
+            ITERATION_BYTES=ITERATION_BYTES,
+        )
