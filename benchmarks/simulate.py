@@ -77,9 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Returns the results of one setting as text; ratios are to the first system named helium."""
+    """Returns the results of one setting as text; ratios are to the first of our systems, if any."""
     by_name = {result["system"]["name"]: result["figures"] for result in results}
-    reference = next((n for n in by_name if n.partition(":")[0] == "helium"), next(iter(by_name)))
+    reference = next((n for n in by_name if n.startswith("helium")), next(iter(by_name)))
     columns = {
         "makespan s": lambda f: f"{f['makespan_s']:.1f}",
         f"x {reference.partition(':')[0]}": lambda f: (

@@ -128,10 +128,11 @@ class SystemRunner:
             raise ConfigError(f"system {self._system.name!r}: unknown order {order!r}; {known=}")
         if not self._system.has_context:
             return unordered(compiled, engines)
-        # A policy of the engine that knows the workflow: it gets the plan, not the schedule.
-        profile = self._profile(workload)
-        schedule = self._plan(workload.name, compiled, profile, policy="op_wise")
-        return with_context(schedule, engines)
+        # Another policy of the engine gets to know the workflow; ours gets a schedule as well.
+        has_ranks = self._system.helium is not None
+        policy = "helium" if has_ranks else "op_wise"
+        schedule = self._plan(workload.name, compiled, self._profile(workload), policy)
+        return with_context(schedule, engines, has_ranks)
 
     def _profile(self, workload: Workload) -> Profile:
         """Learns output lengths from the first rows, as a sample run would."""
@@ -150,18 +151,23 @@ class SystemRunner:
         return profile
 
 
-def with_context(schedule: WorkflowPlan, engines: Sequence[EngineBackend]) -> Ask:
-    """Sends every call at once; engines are told the plan and each call's place, but no rank."""
+def with_context(schedule: WorkflowPlan, engines: Sequence[EngineBackend], has_ranks: bool) -> Ask:
+    """Sends every call at once to its engine, which is told the plan.
+
+    Args:
+        has_ranks: Whether calls carry their position in the schedule.
+    """
     plans = schedule.engine_plans()
     digests = [plan.digest() for plan in plans]
     registered: set[int] = set()
 
     async def ask(operator: str, row: int, call: Call) -> ModelAnswer:
-        number = schedule.place(operator, row).engine
+        number, position = schedule.place(operator, row)
+        rank = position if has_ranks else None
         if number not in registered:
             registered.add(number)
             await engines[number].register(plans[number])
-        context = WorkflowContext(digests[number], "simulated", operator, row=row)
+        context = WorkflowContext(digests[number], "simulated", operator, row=row, rank=rank)
         return await engines[number].call(ModelCall(call, context))
 
     return ask

@@ -81,9 +81,13 @@ SYSTEMS: Mapping[str, System] = {
         System("helium-no-order", **{**_OURS, "helium": {"order": "fcfs"}}),
         System("helium-no-plan", **{**_OURS, "has_context": False}),
         System("helium-on-stock", **{**_OURS, "has_context": False, "helium": None}),
+        # Every call as written, none shared: what placement, order and eviction do by themselves.
         System(
             "helium-scheduling-only",
-            **{**_OURS, "is_optimized": False, "has_prompt_cache": False},
+            _OURS["source"],
+            order="dataflow",
+            has_context=True,
+            helium={},
         ),
     )
 }

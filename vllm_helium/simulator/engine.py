@@ -60,6 +60,9 @@ class _Step(NamedTuple):
 class SimulatedEngine:
     """Steps a scheduler; ``calls`` holds the records of finished calls in order of their end.
 
+    ``virtual_time.run`` drives it. Where it is stepped by hand, a scheduler that asks the time
+    (this fork's, for the age of planned calls) needs ``clock.as_time()`` around the steps.
+
     Args:
         options: What the engine is built from.
         cost: Device, model and the time of a step.

@@ -39,9 +39,9 @@ def test_duplicate_branches_are_computed_once_by_the_optimizer():
     published = Setting("trading-8b", rows=1, scale=0.02, max_tokens=12)
     calls = {
         name: run_system(published, system(name))["figures"]["num_calls"]
-        for name in ("langgraph", "helium")
+        for name in ("langgraph", "helium", "helium-scheduling-only")
     }
-    assert calls == {"langgraph": 88, "helium": 56}
+    assert calls == {"langgraph": 88, "helium": 56, "helium-scheduling-only": 88}
 
 
 def test_a_warm_run_reuses_what_the_day_before_computed():
