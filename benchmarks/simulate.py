@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Returns the results of one setting as text; ratios are to the first of our systems, if any."""
+    """Returns the results of one setting as text; ratios are to our first system, if any."""
     by_name = {result["system"]["name"]: result["figures"] for result in results}
     reference = next((n for n in by_name if n.startswith("helium")), next(iter(by_name)))
     columns = {
