@@ -4,9 +4,10 @@ Usage: python -m benchmarks.runtime.dispatch [--calls 96000] [--repeats 3] [--ou
 
 Every prompt is different, so nothing is shared. ``planned`` runs with a schedule, and so with ranks
 and contexts; ``chain`` makes the same number of calls as two-step rows; ``prompt_cache`` looks
-every call up, finds nothing and stores every answer. The baseline makes the same calls of the same
-engine without any of that, twice: the difference of the two is the noise floor. Beside the wall
-time stands the CPU time of the process, which tells more on a shared machine.
+every call up, finds nothing and stores every answer; ``checkpoint`` is a ``Runtime`` that plans,
+and writes every answer to a store of runs. The baseline makes the same calls of the same engine
+without any of that, twice: the difference of the two is the noise floor. Beside the wall time
+stands the CPU time of the process, which tells more on a shared machine.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from helium import graphs, ops
+from helium.dsl.graph import Graph
 from helium.plan.calls import Call
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.operators import Sampling
 from helium.planner import plan_workflow
 from helium.planner.workflow_plan import WorkflowPlan
 from helium.protocol import EnginePlan
-from helium.runtime import ModelAnswer, ModelCall
+from helium.runtime import ModelAnswer, ModelCall, RunStore, Runtime
 from helium.runtime.cache_lookup import CacheLookup
 from helium.runtime.dispatcher import Dispatcher
 from helium.runtime.function_threads import FunctionThreads
@@ -57,10 +59,14 @@ def rows(num_calls: int) -> list[str]:
     return [f"question {number}" for number in range(num_calls)]
 
 
-def one_step(num_calls: int) -> CompiledPlan:
+def one_step_graph() -> Graph:
     question = ops.placeholder("question")
     answer = ops.llm([ops.Msg("system", "Be brief."), ops.Msg("user", question)], name="answer")
-    return graphs.build({"answer": answer}).compile(question=rows(num_calls))
+    return graphs.build({"answer": answer})
+
+
+def one_step(num_calls: int) -> CompiledPlan:
+    return one_step_graph().compile(question=rows(num_calls))
 
 
 def two_steps(num_calls: int) -> CompiledPlan:
@@ -134,6 +140,14 @@ def main() -> None:
         await execute(plain, engine, cache=CacheLookup(cache, "benchmark"))
         cache.close()
 
+    async def checkpointed(engine: InstantEngine) -> None:
+        store = RunStore(Path(folder.name) / f"{next(numbers)}.db")
+        async with Runtime(engine, WordTokenizer(), store=store) as runtime:
+            result = await runtime.run(one_step_graph(), {"question": rows(num_calls)})
+        store.close()
+        if result.failures:
+            raise SystemExit(f"failed: {result.failures[:3]}")
+
     measured: dict[str, list[tuple[float, float]]] = {}
     for num_pauses in (0, 1):
         engine = InstantEngine(num_pauses)
@@ -144,6 +158,7 @@ def main() -> None:
             "planned": lambda engine=engine: execute(plain, engine, schedule),
             "chain": lambda engine=engine: execute(chain, engine),
             "prompt_cache": lambda engine=engine: cached(engine),
+            "checkpoint": lambda engine=engine: checkpointed(engine),
         }
         for name, work in cases.items():
             key = f"{name}, {num_pauses} pauses"

@@ -178,8 +178,10 @@ class Dispatcher:
             request.worker = None
         if not request.tickets:
             return
-        if self._cache is not None and request.key and isinstance(outcome, ModelAnswer):
-            self._cache.tell(request.key, outcome)
+        if self._cache is not None and request.key is not None:
+            num_outputs = request.call.call.sampling.n
+            if isinstance(outcome, ModelAnswer) and len(outcome.texts) == num_outputs:
+                self._cache.tell(request.key, outcome)
         self._deliver(request, outcome, "engine", "shared")
 
     def _deliver(

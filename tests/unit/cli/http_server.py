@@ -28,6 +28,9 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(400, {"error": {"message": "the prompt is refused"}})
             return
         server.gate.wait(30)
+        if server.is_dead:
+            self.close_connection = True
+            return
         choices = []
         for index in range(body.get("n", 1)):
             answer = f"<{text}>"
@@ -51,10 +54,22 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    is_dead = False
+
+    def handle_error(self, request, client_address):
+        """A client that has gone is none of the test's business."""
+
+    def die(self):
+        """Breaks off the calls under way without an answer."""
+        self.is_dead = True
+        self.gate.set()
+
+
 @contextlib.contextmanager
-def serve():
+def serve(port=0):
     """Serves; ``failures`` are the statuses of the next calls, 0 for an answer."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     server.bodies, server.plans, server.failures, server.refused = [], [], [], set()
     server.knows_plans = True

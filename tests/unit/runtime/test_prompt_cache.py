@@ -387,6 +387,13 @@ def test_a_call_cancelled_while_it_is_looked_up_is_never_made(path):
     assert engine.requests == []
 
 
+@pytest.mark.parametrize("outputs", [(), ("a", "b")])
+def test_an_answer_with_too_few_or_too_many_outputs_is_not_stored(path, outputs):
+    cache = PromptCache(path)
+    result = execute(workflow(["a"]), Engine(answer=lambda call: outputs), cache)
+    assert len(result.failures) == 1 and cache.stats().num_entries == 0
+
+
 def test_answers_are_those_of_the_engine(path):
     cache = PromptCache(path)
     call = chat("q", n=2, stop=("x",))
