@@ -116,17 +116,19 @@ class BuildTree(build_py):
             shutil.rmtree(info)
         apply_stack(tree, load_series(), UPSTREAM.files)
         write_version(tree / "vllm" / "_version.py")
-        extension = build_extension()
+        libraries = build_libraries()
         if self.editable_mode:
-            for old in (REPO / "vllm_helium").glob("_core*.so"):
+            for old in (REPO / "vllm_helium").glob("*.so"):
                 old.unlink()
-            shutil.copy2(extension, REPO / "vllm_helium")
+            for library in libraries:
+                shutil.copy2(library, REPO / "vllm_helium")
             (tree / EDITABLE_PTH).write_text(f"{REPO}\n")
             return
-        ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "_core*.so")
+        ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
         for name in OUR_PACKAGES:
             shutil.copytree(REPO / name, tree / name, ignore=ignore)
-        shutil.copy2(extension, tree / "vllm_helium")
+        for library in libraries:
+            shutil.copy2(library, tree / "vllm_helium")
         (tree / "vllm_helium/UPSTREAM_LICENSE").write_text(upstream_file("licenses/LICENSE"))
 
 
@@ -141,19 +143,20 @@ def write_version(path: Path) -> None:
     )
 
 
-def build_extension() -> Path:
-    """Compiles ``vllm_helium._core`` with CMake and returns the module's path."""
+def build_libraries() -> list[Path]:
+    """Compiles ``vllm_helium._core``, and the CUDA kernels where they are asked for, with CMake."""
     folder = REPO / "build" / f"core-{sysconfig.get_config_var('SOABI')}"
+    with_cuda = os.environ.get("HELIUM_BUILD_CUDA_KERNELS") == "1"
     configure = ["cmake", "-S", str(REPO), "-B", str(folder), "-G", "Ninja"]
     configure += ["-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
-    if os.environ.get("HELIUM_BUILD_CUDA_KERNELS") == "1":
-        configure.append("-DHELIUM_CUDA=ON")
+    configure += [f"-DHELIUM_CUDA={'ON' if with_cuda else 'OFF'}"]
     # A build environment of pip's is new every time, so nothing it named may be remembered.
     (folder / "CMakeCache.txt").unlink(missing_ok=True)
+    for old in folder.glob("*.so"):
+        old.unlink()
     subprocess.run(configure, check=True)
     subprocess.run(["cmake", "--build", str(folder)], check=True)
-    [module] = folder.glob("_core*.so")
-    return module
+    return sorted(folder.glob("*.so"))
 
 
 class EditableWheel(Command):

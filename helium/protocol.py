@@ -67,6 +67,10 @@ class PlanOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     template: Annotated[tuple[Count, ...], Meta(max_length=MAX_SEGMENTS)] = ()
     reads: tuple[Name, ...] = ()
 
+    def __post_init__(self) -> None:
+        # An integer would be written as one and read back as a float: another digest.
+        msgspec.structs.force_setattr(self, "output_tokens", float(self.output_tokens))
+
 
 class EnginePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one engine is told about a workflow run before its calls arrive.

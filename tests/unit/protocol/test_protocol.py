@@ -43,6 +43,11 @@ def test_plan_survives_json_and_keeps_its_digest():
     assert decode_engine_plan(json.loads(plan.to_json())) == plan
 
 
+def test_a_whole_number_of_tokens_does_not_change_the_digest_on_the_way():
+    plan = EnginePlan(1, "w", (PlanOperator(name="a", rank=0, output_tokens=60),))
+    assert decode_engine_plan(plan.to_json()).digest() == plan.digest()
+
+
 def test_digest_changes_with_any_rank():
     plan = make_plan()
     moved = msgspec.structs.replace(plan.operators[0], rank=7)
