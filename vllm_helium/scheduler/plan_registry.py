@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -43,11 +43,18 @@ _SOME_VALUE = Value("", "", False)
 
 
 class PlanRegistry:
-    """Plans by digest; every operation is O(1) but for what it evicts."""
+    """Plans by digest; every operation is O(1) but for what it evicts.
 
-    def __init__(self, max_plans: int, max_bytes: int) -> None:
+    Args:
+        on_drop: Told the digest of every plan that goes, asked for or not.
+    """
+
+    def __init__(
+        self, max_plans: int, max_bytes: int, on_drop: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._max_plans = max_plans
         self._max_bytes = max_bytes
+        self._on_drop = on_drop
         self._plans: OrderedDict[str, RegisteredPlan] = OrderedDict()
         self.num_bytes = 0
 
@@ -70,8 +77,7 @@ class PlanRegistry:
         while len(self._plans) > 1 and (
             len(self._plans) > self._max_plans or self.num_bytes > self._max_bytes
         ):
-            _, oldest = self._plans.popitem(last=False)
-            self.num_bytes -= oldest.num_bytes
+            self.drop(next(iter(self._plans)))
         return digest
 
     def drop(self, digest: str) -> bool:
@@ -80,6 +86,7 @@ class PlanRegistry:
         if entry is None:
             return False
         self.num_bytes -= entry.num_bytes
+        self._on_drop(digest)
         return True
 
     def resolve(self, context: WorkflowContext) -> PlanOperator | None:

@@ -44,7 +44,9 @@ class HeliumMixin:
         )
         super().__init__(vllm_config, *args, **kwargs)
         self.helium_config: HeliumConfig = config
-        self.plans = PlanRegistry(config.max_plans, config.max_plan_mib << 20)
+        self.plans = PlanRegistry(
+            config.max_plans, config.max_plan_mib << 20, self.kv_cache_manager.drop_plan
+        )
         self.num_planned_requests = 0
         self.num_unplanned_contexts = 0
         self._plan_queues: tuple[PlanQueue, ...] = ()
@@ -117,7 +119,6 @@ class HeliumMixin:
         }
 
     def _drop_plan(self, digest: str) -> bool:
-        self.kv_cache_manager.drop_plan(digest)
         return self.plans.drop(digest)
 
     def _finish_run(self, digest: str, run: str) -> None:

@@ -43,3 +43,13 @@ def test_the_byte_bound_holds_but_the_newest_plan_stays():
         assert len(registry) == 1 and newest in registry
     assert registry.drop(newest) and not registry.drop(newest)
     assert registry.num_bytes == 0 and registry.describe() == []
+
+
+def test_whoever_needs_to_is_told_of_every_plan_that_goes():
+    told = []
+    registry = PlanRegistry(1, 1 << 20, told.append)
+    first = registry.register(make_plan("1"))
+    second = registry.register(make_plan("2"))
+    registry.drop(second)
+    registry.drop(second)
+    assert told == [first, second]
