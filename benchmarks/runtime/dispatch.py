@@ -34,8 +34,8 @@ from helium.protocol import EnginePlan
 from helium.runtime import ModelAnswer, ModelCall, RunStore, Runtime
 from helium.runtime.cache_lookup import CacheLookup
 from helium.runtime.dispatcher import Dispatcher
+from helium.runtime.execution import Execution
 from helium.runtime.function_threads import FunctionThreads
-from helium.runtime.processor import Execution
 from helium.runtime.prompt_cache import PromptCache
 from helium.templates.tokenizer import WordTokenizer
 

@@ -14,7 +14,8 @@ from helium.optimizer.driver import ALL_ON, Switches, optimize
 from helium.plan.compiled_plan import CompiledPlan
 from helium.planner import WorkflowPlan, plan_workflow
 from helium.runtime.backend import EngineBackend
-from helium.runtime.processor import Progress, run_plan
+from helium.runtime.execution import Progress
+from helium.runtime.processor import run_plan
 from helium.runtime.result import RunResult
 from helium.templates.tokenizer import PromptTokenizer
 

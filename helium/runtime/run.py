@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from helium.errors import HeliumError
 from helium.runtime.events import Event, RunFinished
-from helium.runtime.processor import Execution
+from helium.runtime.execution import Execution
 from helium.runtime.result import RunResult
 
 

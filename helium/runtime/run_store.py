@@ -7,14 +7,11 @@ the process, however that ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from io import TextIOWrapper
 from pathlib import Path
 
 import msgspec
@@ -29,6 +26,7 @@ from helium.runtime.events import (
     RunFinished,
     RunStarted,
 )
+from helium.runtime.run_lock import RunLock
 from helium.runtime.sqlite_file import open_sqlite, transaction
 
 STORE_VERSION = 1
@@ -346,58 +344,6 @@ class RunStore:
                     f"runs {self.path}: cannot be {what}: {error}; make room or repair the file, "
                     "then resume"
                 ) from error
-
-
-class RunLock:
-    """Says that a process works on a run; ends with it. A context manager."""
-
-    def __init__(self, path: Path, file: TextIOWrapper) -> None:
-        self._path = path
-        self._file = file
-
-    @classmethod
-    def take(cls, path: Path) -> RunLock | None:
-        """Returns the lock, or ``None`` if another one has it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = open(path, "a")  # noqa: SIM115, the lock keeps it open
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.close()
-                return None
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_ino == _inode(file):
-                    return cls(path, file)
-            file.close()  # its last owner has just deleted it
-
-    @classmethod
-    def is_held(cls, path: Path) -> bool:
-        """Whether some process has the lock."""
-        try:
-            with open(path) as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            pass
-        return False
-
-    def release(self) -> None:
-        """Gives the lock back; again is harmless."""
-        if not self._file.closed:
-            self._path.unlink(missing_ok=True)
-            self._file.close()
-
-    def __enter__(self) -> RunLock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _inode(file: TextIOWrapper) -> int:
-    return os.fstat(file.fileno()).st_ino
 
 
 class _Header(msgspec.Struct):

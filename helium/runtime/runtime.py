@@ -11,7 +11,7 @@ import msgspec
 
 from helium.cost.profile import Profile
 from helium.dsl.graph import Graph
-from helium.errors import ConfigError, HeliumError
+from helium.errors import ConfigError
 from helium.optimizer.driver import ALL_ON, Switches, optimize
 from helium.plan.compiled_plan import bind
 from helium.plan.functions import REGISTRY, Function
@@ -19,17 +19,18 @@ from helium.plan.logical_plan import LogicalPlan
 from helium.planner import WorkflowPlan, plan_workflow
 from helium.runtime.backend import EngineBackend
 from helium.runtime.cache_lookup import CacheLookup
-from helium.runtime.checkpoint import Checkpoint
 from helium.runtime.dispatcher import MAX_OPEN_CALLS, Dispatcher
-from helium.runtime.events import Event, Listener, RunFinished
+from helium.runtime.driver import Driver, Shared
+from helium.runtime.events import Event
 from helium.runtime.function_threads import FunctionThreads
-from helium.runtime.processor import Execution, RunOptions, new_run_id
-from helium.runtime.profile_store import ProfileLearner, ProfileStore, workflow_signature
+from helium.runtime.processor import new_run_id
+from helium.runtime.profile_store import ProfileStore, workflow_signature
 from helium.runtime.prompt_cache import PromptCache
 from helium.runtime.result import RunResult
 from helium.runtime.retries import RetryPolicy
 from helium.runtime.run import Run
-from helium.runtime.run_store import RunError, RunInfo, RunLock, RunSpec, RunStore
+from helium.runtime.run_lock import RunLock
+from helium.runtime.run_store import RunError, RunInfo, RunSpec, RunStore
 from helium.runtime.watching import POLL_S, follow
 from helium.templates.tokenizer import PromptTokenizer, WordTokenizer
 
@@ -103,9 +104,18 @@ class Runtime:
             max_open_calls=self._options.max_open_calls,
             cache=CacheLookup(prompt_cache, self._revision) if prompt_cache is not None else None,
         )
-        self._threads = FunctionThreads()
         self._disk = ThreadPoolExecutor(1, "helium-runs")
         self._planner = ThreadPoolExecutor(1, "helium-planner")
+        self._shared = Shared(
+            self._dispatcher,
+            FunctionThreads(),
+            functions,
+            tokenizer,
+            store,
+            profiles,
+            self._disk,
+            self._planner,
+        )
         self._runs: dict[str, Run] = {}
         self._poller: asyncio.Task[None] | None = None
 
@@ -123,7 +133,7 @@ class Runtime:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)
         await self._dispatcher.close()
-        await self._threads.close()
+        await self._shared.threads.close()
         self._disk.shutdown()
         self._planner.shutdown()
 
@@ -271,16 +281,23 @@ class Runtime:
         try:
             loop = asyncio.get_running_loop()
             schedule = await loop.run_in_executor(self._planner, self._plan, spec)
-            driver = _Driver(self, run, spec, schedule, lock)
+            driver = Driver(self._shared, run, spec, schedule, lock)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
+        task = loop.create_task(driver.drive())
         self._runs[run] = driver.run
-        driver.run.start(loop.create_task(driver.drive()))
+        # Not in the task itself: one that is cancelled at once never starts.
+        task.add_done_callback(lambda _: self._finish(driver))
+        driver.run.start(task)
         if self._store is not None and self._poller is None:
             self._poller = loop.create_task(self._poll(self._store))
         return driver.run
+
+    def _finish(self, driver: Driver) -> None:
+        del self._runs[driver.run.id]
+        driver.finish()
 
     def _plan(self, spec: RunSpec) -> WorkflowPlan | None:
         """Plans what is left to do, in a thread; ``None`` if that needs no call."""
@@ -311,80 +328,3 @@ class Runtime:
             for run in wanted & self._runs.keys():
                 self._runs[run].cancel()
         self._poller = None
-
-
-class _Driver:
-    """Carries one run out, from its first call to its profile."""
-
-    def __init__(
-        self,
-        runtime: Runtime,
-        run: str,
-        spec: RunSpec,
-        schedule: WorkflowPlan | None,
-        lock: RunLock | None,
-    ) -> None:
-        self._runtime = runtime
-        self._spec = spec
-        self._lock = lock
-        self._learner = ProfileLearner(spec.compiled, runtime._tokenizer)
-        self._checkpoint: Checkpoint | None = None
-        options = RunOptions(
-            cache_salt=spec.cache_salt,
-            functions=runtime._functions,
-            function_timeout_s=spec.function_timeout_s,
-            timeout_s=spec.timeout_s,
-            has_hints=runtime._tokenizer is not None,
-            on_event=self._happened,
-        )
-        self._execution = Execution(
-            spec.compiled, runtime._dispatcher, runtime._threads, run, schedule, options
-        )
-        self.run = Run(run, self._execution)
-        self._tell: Listener = self.run.publish
-        if runtime._store is not None:
-            self._checkpoint = Checkpoint(
-                runtime._store, run, runtime._disk, self.run.publish, self._cannot_write
-            )
-            self._tell = self._checkpoint.record
-
-    async def drive(self) -> RunResult:
-        try:
-            try:
-                result = await self._execution.execute()
-            except HeliumError:
-                self._tell(RunFinished("failed", 0))
-                raise
-            finally:
-                if self._checkpoint is not None:
-                    await self._checkpoint.drain()
-            if self._checkpoint is not None and self._checkpoint.error is not None:
-                raise self._checkpoint.error
-            return result
-        finally:
-            self.run.close()
-            if self._lock is not None:
-                self._lock.release()
-            del self._runtime._runs[self.run.id]
-            self._learn()
-
-    def _happened(self, event: Event) -> None:
-        self._learner.observe(event)
-        self._tell(event)
-
-    def _cannot_write(self, error: RunError) -> None:
-        self._execution.stop(str(error), "failed")
-
-    def _learn(self) -> None:
-        """Saves what the run taught, off the event loop; without it the next plan is as good."""
-        profiles = self._runtime._profiles
-        if profiles is None:
-            return
-
-        def save() -> None:
-            try:
-                profiles.add(self._spec.signature, self._learner.learned())
-            except OSError as error:
-                logger.warning("profiles %s cannot be written: %s", profiles.folder, error)
-
-        self._runtime._planner.submit(save)

@@ -11,8 +11,8 @@ from helium.plan.calls import Call
 from helium.plan.operators import Sampling
 from helium.runtime import EngineUnavailable, ModelCall
 from helium.runtime.dispatcher import Dispatcher
+from helium.runtime.execution import Execution, RunOptions
 from helium.runtime.function_threads import FunctionThreads
-from helium.runtime.processor import Execution, RunOptions
 from helium.runtime.retries import RetryBudget, RetryPolicy
 from tests.unit.runtime.engines import Engine, echo
 from tests.unit.runtime.virtual_time import run

@@ -19,8 +19,8 @@ from helium.plan.operators import Sampling
 from helium.runtime import ModelCall, PromptCache
 from helium.runtime.cache_lookup import CacheLookup
 from helium.runtime.dispatcher import Dispatcher
+from helium.runtime.execution import Execution, RunOptions
 from helium.runtime.function_threads import FunctionThreads
-from helium.runtime.processor import Execution, RunOptions
 from helium.runtime.prompt_cache import _ENTRY_BYTES, Entry
 from tests.unit.runtime.engines import Engine, echo
 from tests.unit.runtime.test_dispatcher import DIFFERENT

@@ -246,6 +246,18 @@ def test_leaving_the_runtime_leaves_runs_to_be_resumed(tmp_path):
     assert all(result.outputs["final"]) and len(engine.requests) == 9
 
 
+def test_a_run_left_off_before_it_began_can_be_resumed(tmp_path):
+    async def main():
+        store = RunStore(tmp_path / "runs.db")
+        async with Runtime(Engine(), store=store) as runtime:
+            handle = await runtime.submit(build(), BATCH, run="r1")
+        assert await everything(handle) == [] and handle.status == "interrupted"
+        async with Runtime(Engine(), store=store) as runtime:
+            return await (await runtime.resume("r1")).result()
+
+    assert all(on(main()).outputs["final"])
+
+
 def test_rows_that_failed_are_tried_again_when_resumed(tmp_path):
     engine = Engine(answer=lambda call: _refuse(call, "b"))
 
