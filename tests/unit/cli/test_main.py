@@ -234,6 +234,8 @@ def test_a_run_in_another_process_is_cancelled_or_interrupted_and_resumed(
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A job in the background inherits an ignored SIGINT; this child must have the usual one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: len(server.bodies) == 3 or child.poll() is not None)
     assert "is running" in helium("resume", "r1", "--engine", server.url)[2]
