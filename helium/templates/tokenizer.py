@@ -73,6 +73,14 @@ class PromptTokenizer(Protocol):
         ...
 
 
+class _WordIds(dict[str, int]):
+    """Token id of a word: its hash, int32, remembered."""
+
+    def __missing__(self, word: str) -> int:
+        found = self[word] = crc32(word.encode()) >> 1
+        return found
+
+
 class WordTokenizer:
     """One token per word, with the white space before it; ids are hashes, chat is ChatML.
 
@@ -82,6 +90,9 @@ class WordTokenizer:
 
     _SPECIAL = re.compile(r"<\|[a-z_]+\|>")
     _WORD = re.compile(r"\s*\S+|\s+")
+
+    def __init__(self) -> None:
+        self._ids = _WordIds()
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], add_reply: bool) -> str:
         turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
@@ -97,7 +108,7 @@ class WordTokenizer:
         position = 0
         for special in self._SPECIAL.finditer(text):
             self._encode_words(text, position, special.start(), token_ids, starts)
-            token_ids.append(crc32(special[0].encode()) >> 1)
+            token_ids.append(self._ids[special[0]])
             starts.append(special.start())
             position = special.end()
         self._encode_words(text, position, len(text), token_ids, starts)
@@ -114,7 +125,7 @@ class WordTokenizer:
         self, text: str, start: int, stop: int, token_ids: array[int], starts: array[int]
     ) -> None:
         words = self._WORD.findall(text, start, stop)  # they leave no gaps
-        token_ids.fromlist([crc32(word) >> 1 for word in map(str.encode, words)])
+        token_ids.fromlist(list(map(self._ids.__getitem__, words)))
         starts.extend(accumulate(map(len, words[:-1]), initial=start) if words else ())
 
 
