@@ -31,14 +31,14 @@ class OfflineBound:
 def belady_bound(trace: AccessTrace, num_blocks: int) -> OfflineBound:
     """Returns the bound for a cache of ``num_blocks`` blocks; O(accesses * log accesses)."""
     never = len(trace.blocks)
-    # Position of the next lookup of the same block. Writing a block anew is no use of it.
+    # Position of the next lookup of the same block, if it comes before the block is written anew:
+    # keeping a block until it is written gains nothing.
     next_use = [never] * never
     upcoming: dict[int, int] = {}
     for position in range(never - 1, -1, -1):
         block = trace.blocks[position]
         next_use[position] = upcoming.get(block, never)
-        if trace.is_lookup[position]:
-            upcoming[block] = position
+        upcoming[block] = position if trace.is_lookup[position] else never
     cached: dict[int, int] = {}  # block -> its next use
     farthest: list[tuple[int, int]] = []  # (-next use, block), with stale entries
     num_hits = num_hits_unbounded = 0

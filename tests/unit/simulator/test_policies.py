@@ -218,6 +218,13 @@ def _best_by_trying(trace: AccessTrace, num_blocks: int) -> int:
     return max(best.values())
 
 
+def test_a_block_that_is_written_anew_is_not_worth_keeping_until_then():
+    trace = AccessTrace(block_size=16)
+    trace.blocks = [0, 1, 2, 1, 2, 2, 0]
+    trace.is_lookup = [False, False, False, True, False, True, True]
+    assert belady_bound(trace, 2).num_hits == 3
+
+
 @settings(max_examples=300, deadline=None)
 @given(_traces(), st.integers(1, 3))
 def test_the_offline_bound_is_the_best_of_all_evictions(trace, num_blocks):
