@@ -23,10 +23,21 @@ if TYPE_CHECKING:
 class HeliumConfig:
     """Workflow-aware serving; ``VllmConfig.helium_config`` is ``None`` when it is off."""
 
-    order: Literal["plan", "fcfs"] = Field(
-        default="plan",
-        description="Order of waiting requests: 'plan' follows the registered plans' ranks, 'fcfs' "
-        "is upstream's first come, first served.",
+    order: Literal["row", "plan", "fcfs"] = Field(
+        default="row",
+        description="Order of waiting requests: 'row' finishes the rows of a batch one after the "
+        "other, by rank inside a row, so that a row's prefixes are used while they are cached; "
+        "'plan' follows the registered plans' ranks alone; 'fcfs' is upstream's first come, first "
+        "served.",
+    )
+    prefill_tokens: int = Field(
+        default=768,
+        ge=0,
+        le=1 << 20,
+        description="Prompt tokens a step computes beside running decodes while planned requests "
+        "are there, so that prefill does not hold up decoding; 0 leaves upstream's budget. The "
+        "default is about what an H100 computes in the time a decode step takes to read weights "
+        "and KV.",
     )
     aging_s: float = Field(
         default=30.0,

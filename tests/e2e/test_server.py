@@ -255,5 +255,5 @@ def test_status_tells_configuration_and_counts(helium_server):
     status, body = send(helium_server, "GET", "/v1/helium/status")
     engine = body["engines"][0]
     assert status == 200
-    assert engine["config"]["order"] == "plan" and engine["plan_order"] is True
+    assert engine["config"]["order"] == "row" and engine["plan_order"] is True
     assert engine["num_running"] == engine["num_waiting"] == 0

@@ -61,13 +61,16 @@ class PlanQueue(RequestQueue):
 
     Args:
         aging_s: Age in seconds after which a planned request is served in order of arrival.
-        rank_of: Rank of a request in its plan, or ``None`` for an ordinary request.
+        rank_of: Place of a request in its plan, smaller first and always of the same length, or
+            ``None`` for an ordinary request.
 
     ``now`` is the time of the current step on the clock of ``Request.arrival_time``, in seconds.
     The scheduler moves it once a step, so ``pop_request`` returns what ``peek_request`` returned.
     """
 
-    def __init__(self, aging_s: float, rank_of: Callable[[Request], int | None]) -> None:
+    def __init__(
+        self, aging_s: float, rank_of: Callable[[Request], tuple[int, ...] | None]
+    ) -> None:
         self._aging_s = aging_s
         self._rank_of = rank_of
         self._by_rank = _Heap()
@@ -86,7 +89,7 @@ class PlanQueue(RequestQueue):
         if rank is None:
             self._ordinary.push(arrival, entry)
         else:
-            self._by_rank.push((rank, *arrival), entry)
+            self._by_rank.push((*rank, *arrival), entry)
             self._by_arrival.push(arrival, entry)
 
     def _head(self) -> Request:

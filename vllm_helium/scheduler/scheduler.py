@@ -23,6 +23,7 @@ from vllm_helium.config import HeliumConfig
 from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.request import read_context
+from vllm_helium.scheduler.pacing import step_budget
 from vllm_helium.scheduler.plan_queue import PlanQueue
 from vllm_helium.scheduler.plan_registry import PlanRegistry
 
@@ -49,17 +50,34 @@ class HeliumMixin:
         )
         self.num_planned_requests = 0
         self.num_unplanned_contexts = 0
+        self.num_paced_steps = 0
+        self._num_planned_alive = 0
+        # Without chunks a prompt above the budget would wait until nothing decodes; what has to be
+        # scheduled in one piece (an image, a state of a Mamba layer) likewise.
+        self._can_pace = (
+            self.scheduler_config.enable_chunked_prefill
+            and not self.need_mamba_block_aligned_split
+            and not self.max_num_encoder_input_tokens
+        )
         self._plan_queues: tuple[PlanQueue, ...] = ()
         if self.policy == SchedulingPolicy.PRIORITY:
             logger.info("Helium: scheduling policy 'priority' is set, so plan order is off.")
-        elif config.order == "plan":
-            self.waiting = PlanQueue(config.aging_s, rank_of)
-            self.kv_holding_waiting = PlanQueue(config.aging_s, rank_of)
+        elif config.order != "fcfs":
+            key_of = row_and_rank_of if config.order == "row" else rank_of
+            self.waiting = PlanQueue(config.aging_s, key_of)
+            self.kv_holding_waiting = PlanQueue(config.aging_s, key_of)
             self._plan_queues = (self.waiting, self.kv_holding_waiting)
 
     def add_request(self, request: Request) -> None:
         self._place(request)
+        if request.helium is not None and request.request_id not in self.requests:
+            self._num_planned_alive += 1
         super().add_request(request)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        if request.helium is not None:
+            self._num_planned_alive -= 1
+        return super()._free_request(request, *args, **kwargs)
 
     def _place(self, request: Request) -> None:
         """Reads the request's context and looks it up; a hint that fails is only reported."""
@@ -94,7 +112,26 @@ class HeliumMixin:
             now = time.time()
             for queue in self._plan_queues:
                 queue.now = now
-        return super().schedule(*args, **kwargs)
+        max_tokens = self.max_num_scheduled_tokens
+        self.max_num_scheduled_tokens = self._step_budget()
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            self.max_num_scheduled_tokens = max_tokens
+
+    def _step_budget(self) -> int:
+        """The step's token budget: paced while planned requests are there, else upstream's."""
+        max_tokens: int = self.max_num_scheduled_tokens
+        if not (self._can_pace and self._num_planned_alive):
+            return max_tokens
+        budget = step_budget(
+            max_tokens,
+            len(self.running) - len(self._inflight_prefills),
+            1 + self.num_spec_tokens,
+            self.helium_config.prefill_tokens,
+        )
+        self.num_paced_steps += budget < max_tokens
+        return budget
 
     def helium_rpc(self, method: str, *args: Any) -> Any:
         """Serves a call from a front end; runs between two steps.
@@ -140,6 +177,7 @@ class HeliumMixin:
             "num_plan_bytes": self.plans.num_bytes,
             "num_running": num_running,
             "num_waiting": num_waiting,
+            "num_paced_steps": self.num_paced_steps,
             "num_planned_requests": self.num_planned_requests,
             "num_unplanned_contexts": self.num_unplanned_contexts,
             "prefix_cache": self.kv_cache_manager.describe(),
@@ -167,9 +205,15 @@ def prefix_cache_options(config: HeliumConfig) -> PrefixCacheOptions | None:
     )
 
 
-def rank_of(request: Request) -> int | None:
+def rank_of(request: Request) -> tuple[int, ...] | None:
     """Position of a request in its plan's soft schedule, or ``None`` for ordinary traffic."""
-    return request.helium_rank
+    return None if request.helium is None else (request.helium_rank,)
+
+
+def row_and_rank_of(request: Request) -> tuple[int, ...] | None:
+    """The row of a request before its position, or ``None`` for ordinary traffic."""
+    context = request.helium
+    return None if context is None else (context.row, request.helium_rank)
 
 
 class HeliumScheduler(HeliumMixin, Scheduler):

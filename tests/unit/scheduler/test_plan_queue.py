@@ -20,8 +20,12 @@ class FakeRequest:
     request_id: str = field(default_factory=lambda: f"r{next(_ids)}")
 
 
+def rank_of(request: FakeRequest) -> tuple[int, ...] | None:
+    return None if request.rank is None else (request.rank,)
+
+
 def make_queue(aging_s: float = 30.0) -> PlanQueue:
-    return PlanQueue(aging_s, lambda request: request.rank)
+    return PlanQueue(aging_s, rank_of)
 
 
 def drain(queue: PlanQueue) -> list:
