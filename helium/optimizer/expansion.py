@@ -25,17 +25,24 @@ class Budget:
     """What may still be copied, in characters."""
 
     def __init__(self, plan: LogicalPlan) -> None:
-        """Starts with a multiple of the plan's own size."""
-        size = 0
-        for operator in plan.operators:
-            if isinstance(operator, Data):
-                size += sum(map(len, operator.values))
-            size += sum(cost(text) for text in texts(operator))
-        self._left = max(_FLOOR, _FACTOR * size)
+        """Starts with a multiple of the plan's own size, which is found when first asked for."""
+        self._plan = plan
+        self._left: int | None = None
 
     def take(self, amount: int) -> bool:
         """Takes the amount if it is there; says whether it was."""
+        if self._left is None:
+            self._left = max(_FLOOR, _FACTOR * _size(self._plan))
         if amount > self._left:
             return False
         self._left -= amount
         return True
+
+
+def _size(plan: LogicalPlan) -> int:
+    size = 0
+    for operator in plan.operators:
+        if isinstance(operator, Data):
+            size += sum(map(len, operator.values))
+        size += sum(cost(text) for text in texts(operator))
+    return size

@@ -26,7 +26,7 @@ def replace_reads(operator: Operator, names: Mapping[str, str]) -> Operator:
 
     Returns the same object when nothing it reads is in ``names``.
     """
-    if not any(name in names for name in operator.reads):
+    if not names or names.keys().isdisjoint(operator.reads):
         return operator
 
     def rename(parts: Text) -> Text:

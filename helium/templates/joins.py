@@ -66,8 +66,8 @@ class JoinFinder:
         token_ids, starts = self._tokenizer.encode(text)
         if head >= tail:  # nothing is safe: all of it joins what follows
             return Claim("", b"", text, 0, len(token_ids))
-        num_head = bisect_left(starts, head)
-        num_rest = bisect_left(starts, tail)
+        num_head = bisect_left(starts, head) if head else 0
+        num_rest = bisect_left(starts, tail) if tail < len(text) else len(token_ids)
         middle = array("i", token_ids[num_head:num_rest])
         num_tail = len(token_ids) - num_rest
         return Claim(text[:head], middle.tobytes(), text[tail:], num_head, num_tail)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate, count, repeat
+from operator import add
+from typing import Any, NamedTuple, Protocol, overload
 from zlib import crc32
 
 from helium.errors import ConfigError, PlanError
@@ -74,11 +75,58 @@ class PromptTokenizer(Protocol):
 
 
 class _WordIds(dict[str, int]):
-    """Token id of a word: its hash, int32, remembered."""
+    """Token id of a word, with what always comes before it: its hash, int32, remembered."""
+
+    def __init__(self, before: str = "") -> None:
+        super().__init__()
+        self._before = before
 
     def __missing__(self, word: str) -> int:
-        found = self[word] = crc32(word.encode()) >> 1
+        found = self[word] = crc32((self._before + word).encode()) >> 1
         return found
+
+
+class _Starts(Sequence[int]):
+    """Where words start, found when first asked for: most texts are only counted.
+
+    Args:
+        stretches: Of the text: its first character, its words, and whether a space that is part of
+            the token comes before each of them but the first.
+    """
+
+    __slots__ = ("_found", "_stretches")
+
+    def __init__(self, stretches: list[tuple[int, list[str], bool]]) -> None:
+        self._stretches = stretches
+        self._found: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        return self._starts()[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._starts())
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _starts(self) -> list[int]:
+        if self._found is None:
+            self._found = []
+            for start, words, is_spaced in self._stretches:
+                self._found.append(start)
+                lengths = accumulate(map(len, words[:-1]))
+                self._found += map(add, lengths, count(start) if is_spaced else repeat(start))
+            self._stretches = []
+        return self._found
 
 
 class WordTokenizer:
@@ -93,6 +141,7 @@ class WordTokenizer:
 
     def __init__(self) -> None:
         self._ids = _WordIds()
+        self._spaced_ids = _WordIds(" ")
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], add_reply: bool) -> str:
         turns = [f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages]
@@ -104,15 +153,17 @@ class WordTokenizer:
         return text
 
     def encode(self, text: str) -> Encoding:
-        token_ids, starts = array("i"), array("q")
+        token_ids = array("i")
+        stretches: list[tuple[int, list[str], bool]] = []
         position = 0
         for special in self._SPECIAL.finditer(text):
-            self._encode_words(text, position, special.start(), token_ids, starts)
+            start, stop = special.span()
+            self._encode_words(text[position:start], position, token_ids, stretches)
             token_ids.append(self._ids[special[0]])
-            starts.append(special.start())
-            position = special.end()
-        self._encode_words(text, position, len(text), token_ids, starts)
-        return Encoding(token_ids, starts)
+            stretches.append((start, [special[0]], False))
+            position = stop
+        self._encode_words(text[position:] if position else text, position, token_ids, stretches)
+        return Encoding(token_ids, _Starts(stretches))
 
     def special_tokens(self) -> tuple[str, ...]:
         return ("<|im_start|>", "<|im_end|>")
@@ -122,11 +173,40 @@ class WordTokenizer:
         return 0 < position < len(text) and text[position].isspace() != text[position - 1].isspace()
 
     def _encode_words(
-        self, text: str, start: int, stop: int, token_ids: array[int], starts: array[int]
+        self,
+        text: str,
+        start: int,
+        token_ids: array[int],
+        stretches: list[tuple[int, list[str], bool]],
     ) -> None:
-        words = self._WORD.findall(text, start, stop)  # they leave no gaps
-        token_ids.fromlist(list(map(self._ids.__getitem__, words)))
-        starts.extend(accumulate(map(len, words[:-1]), initial=start) if words else ())
+        """Adds the tokens and stretches of a text without special tokens."""
+        if not text:
+            return
+        body = text.rstrip()
+        lines = body.split("\n")
+        split = [line.split() for line in lines]
+        for number, words in enumerate(split):
+            if (number and not words) or " ".join(words) != lines[number]:
+                words = self._WORD.findall(text)  # they leave no gaps
+                token_ids.fromlist(list(map(self._ids.__getitem__, words)))
+                stretches.append((start, words, False))
+                return
+        # Single spaces and single ends of lines, the usual case, go without a regular expression.
+        end = start + len(body)
+        for number, words in enumerate(split):
+            if not words:
+                continue
+            if number:
+                words[0] = f"\n{words[0]}"
+            token_ids.append(self._ids[words[0]])
+            if len(words) > 1:
+                token_ids.fromlist(list(map(self._spaced_ids.__getitem__, words[1:])))
+            stretches.append((start, words, True))
+            start += len(lines[number]) + (number > 0)
+        rest = text[len(body) :]
+        if rest:
+            token_ids.append(self._ids[rest])
+            stretches.append((end, [rest], True))
 
 
 class TransformersTokenizer:

@@ -88,7 +88,8 @@ def _key(operator: Operator) -> Hashable | None:
 
 
 def _sampling_key(sampling: Sampling) -> Hashable:
-    if sampling.temperature == 0.0:
+    ignored = (sampling.seed, sampling.top_p, sampling.top_k, sampling.min_p)
+    if sampling.temperature == 0.0 and ignored != (None, 1.0, 0, 0.0):
         sampling = msgspec.structs.replace(sampling, seed=None, top_p=1.0, top_k=0, min_p=0.0)
     if sampling.structured is None:
         return sampling

@@ -36,6 +36,8 @@ class FoldConstants:
 
     def apply(self, plan: LogicalPlan) -> Rewrite:
         """Returns the plan with its constants computed, as far as ``Budget`` allows."""
+        if not any(isinstance(operator, (Data, Format)) for operator in plan.operators):
+            return Rewrite(plan)  # all constants begin there
         budget = Budget(plan)
         constants: dict[str, Data] = {}
 

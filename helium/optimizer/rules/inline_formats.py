@@ -34,6 +34,8 @@ class InlineFormats:
 
     def apply(self, plan: LogicalPlan) -> Rewrite:
         """Returns the plan with formats written out, as far as ``Budget`` allows."""
+        if not any(isinstance(operator, Format) for operator in plan.operators):
+            return Rewrite(plan)
         budget = Budget(plan)
         expanded: dict[str, Text] = {}
         aliases: dict[str, str] = {}

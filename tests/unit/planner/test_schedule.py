@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -90,15 +91,25 @@ def test_evaluating_a_changed_tail_equals_evaluating_anew(problem: Problem, seed
     generator = random.Random(seed)
     assignment = schedule_on_engines(problem)
     evaluator = Evaluator(problem)
-    evaluator.evaluate(assignment.order, assignment.engines)
+    evaluator.keep(assignment.order, assignment.engines)
     for _ in range(5):
         start = generator.randrange(problem.num_tasks)
         engines = list(assignment.engines)
         for task in assignment.order[start:]:
             engines[task] = generator.randrange(problem.num_engines)
-        assignment = Assignment(assignment.order, engines)
-        found = evaluator.evaluate(assignment.order, engines, start)
-        assert found == Evaluator(problem).evaluate(assignment.order, engines)
+        found = evaluator.try_change(assignment.order, engines, start)
+        expected = Evaluator(problem).keep(assignment.order, engines)
+        assert found == expected
+        makespan, total = expected
+        weight = generator.random()
+        score = makespan + weight * total
+        for limit in (score, score * generator.random()):
+            tried = evaluator.try_change(assignment.order, engines, start, limit, weight)
+            assert tried == expected or (limit < score and tried == (inf, inf))
+        if generator.randrange(2):  # what is not kept leaves no trace
+            evaluator.try_change(assignment.order, engines, start)
+            evaluator.keep_change()
+            assignment = Assignment(assignment.order, engines)
 
 
 def test_usage_counts_what_the_call_before_does_not_share() -> None:

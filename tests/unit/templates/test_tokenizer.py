@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import re
 from itertools import product
+from zlib import crc32
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helium.errors import ConfigError, PlanError
 from helium.templates import Encoding, TransformersTokenizer, WordTokenizer
@@ -17,6 +21,25 @@ def test_word_tokenizer_covers_the_text_and_agrees_between_instances() -> None:
     pieces = [text[a:b] for a, b in zip(encoding.starts, ends, strict=True)]
     assert pieces == ["<|im_start|>", "user", "\nTwo", "  words.", "\n ", "<|im_end|>", "\n"]
     assert all(0 <= token < 1 << 31 for token in encoding.token_ids)
+
+
+_PARTS = ("a", "bc", "é", " ", " ", "\n", "  ", "\t", "\r\n", "\u00a0", "\x1c", "<|im_end|>", "x.")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(_PARTS), max_size=12))
+def test_word_tokenizer_cuts_like_its_regular_expression(parts: list[str]) -> None:
+    text = "".join(parts)
+    expected: list[tuple[int, int]] = []
+    position = 0
+    for piece in re.split(r"(<\|[a-z_]+\|>)", text):
+        words = [piece] if piece.startswith("<|") else re.findall(r"\s*\S+|\s+", piece)
+        for word in words:
+            expected.append((crc32(word.encode()) >> 1, position))
+            position += len(word)
+    encoding = WordTokenizer().encode(text)
+    assert list(zip(encoding.token_ids, encoding.starts, strict=True)) == expected
+    assert len(encoding.starts) == len(expected)
 
 
 def test_word_boundaries_hold_beside_any_text() -> None:
