@@ -20,6 +20,7 @@ import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
+from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
@@ -137,7 +138,9 @@ class ShadowRun:
         self.in_flight: deque[tuple[Any, ModelRunnerOutput]] = deque()
         self.texts = [self._random_text(20, 150) for _ in range(4)]
         self.num_requests = self.num_preempted = self.num_cached_tokens = self.num_steps = 0
-        self.num_leases = self.num_resets = self.num_aborts = 0
+        self.num_leases = self.num_resets = self.num_aborts = self.num_short_cuts = 0
+        self._allocate = self.manager.allocate_slots
+        self.manager.allocate_slots = self._allocate_checked
         self.contexts: dict[str, WorkflowContext] = {}
         self.runs: dict[str, PlanOracle] = {}
         self.num_runs = 0
@@ -311,6 +314,23 @@ class ShadowRun:
                         self.texts = [*self.texts[:4], *self.texts[4:][-6:], list(tokens[:300])]
 
     # --- checks ----------------------------------------------------------------------------------
+
+    def _allocate_checked(self, request: Request, num_new_tokens: int, **kwargs: Any) -> Any:
+        """Where our manager says that nothing is to be done, upstream's must find the same."""
+        manager = self.manager
+        if self.num_steps % 8 == 0 and manager._needs_no_block(request, num_new_tokens, (), kwargs):
+            self.num_short_cuts += 1
+            before = self._slots_of(request)
+            blocks = KVCacheManager.allocate_slots(manager, request, num_new_tokens, **kwargs)
+            if blocks is not manager.empty_kv_cache_blocks or self._slots_of(request) != before:
+                raise ShadowError(f"short cut: upstream allocates {blocks} for {num_new_tokens}")
+        return self._allocate(request, num_new_tokens, **kwargs)
+
+    def _slots_of(self, request: Request) -> tuple[Any, ...]:
+        [group] = self.manager.coordinator.single_type_managers
+        blocks = [block.block_id for block in group.req_to_blocks[request.request_id]]
+        num_indexed = group.num_cached_block[request.request_id]
+        return blocks, num_indexed, self.pool.index.num_free, self.pool.index.stats()
 
     def check(self) -> None:
         """Integrity of the index, reference counts, and pending uses against the dumb count."""

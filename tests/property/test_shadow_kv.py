@@ -56,7 +56,7 @@ def check_mode(engine_config, is_async, policy, use_v2_runner, num_steps, seed):
     assert all(run.worker.num_copies > 0 for run in runs)
     assert all(sum(run.pool.index.stats()["evicted"].values()) > 0 for run in runs)
     assert all(run.num_cached_tokens > 0 and run.num_aborts > 0 for run in runs)
-    for count in ("num_preempted", "num_leases", "num_resets", "num_runs"):
+    for count in ("num_preempted", "num_leases", "num_resets", "num_runs", "num_short_cuts"):
         assert sum(getattr(run, count) for run in runs) > 0
 
 
@@ -177,6 +177,23 @@ def survive_a_reset(patch):
     patch.setattr(TrtKVCacheManager, "__init__", wrapped)
 
 
+def forget_that_a_block_fills_up(patch):
+    needs_no_block = TrtKVCacheManager._needs_no_block
+
+    def while_there_are_slots(self, request, num_new_tokens, args, kwargs):
+        [group] = self.coordinator.single_type_managers
+        known = group.num_cached_block.get(request.request_id)
+        try:
+            if known is not None:
+                group.num_cached_block[request.request_id] = 1 << 20
+            return needs_no_block(self, request, num_new_tokens, args, kwargs)
+        finally:
+            if known is not None:
+                group.num_cached_block[request.request_id] = known
+
+    patch.setattr(TrtKVCacheManager, "_needs_no_block", while_there_are_slots)
+
+
 @pytest.mark.parametrize(
     ("bug", "policy", "report"),
     [
@@ -187,6 +204,7 @@ def survive_a_reset(patch):
         (copy_what_the_same_step_writes, "fcfs", "wrong KV"),
         (keep_what_a_preempted_step_never_wrote, "priority", "wrong KV"),
         (survive_a_reset, "fcfs", "wrong KV"),
+        (forget_that_a_block_fills_up, "fcfs", "short cut"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )

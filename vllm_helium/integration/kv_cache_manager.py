@@ -10,7 +10,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from helium.protocol import EnginePlan
 from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool, trt_coordinator
@@ -46,6 +46,8 @@ class TrtKVCacheManager(KVCacheManager):
         )
         super().__init__(*args, **kwargs)
         self.pool = self.block_pool if isinstance(self.block_pool, TrtBlockPool) else None
+        # The one group's manager: which blocks a running request holds and has indexed.
+        self._group = self.coordinator.single_type_managers[0] if self.pool is not None else None
         self.clock = clock
         self.misses = MissCounts()
 
@@ -98,6 +100,46 @@ class TrtKVCacheManager(KVCacheManager):
             return super().estimate_cached_tokens(request)
         [manager] = self.coordinator.single_type_managers
         return manager.num_cached_block.get(request.request_id, 0) * manager.block_size
+
+    # --- slots -----------------------------------------------------------------------------------
+
+    def allocate_slots(
+        self, request: Request, num_new_tokens: int, *args: Any, **kwargs: Any
+    ) -> KVCacheBlocks | None:
+        """Upstream's, but for the common decode step: it needs no block and fills none.
+
+        Then upstream's method would find out with much arithmetic that there is nothing to do.
+        """
+        if self._needs_no_block(request, num_new_tokens, args, kwargs):
+            return self.empty_kv_cache_blocks
+        return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
+
+    def _needs_no_block(
+        self, request: Request, num_new_tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether allocating changes nothing: the slots are held, and no known block fills up.
+
+        True only for running requests and the arguments the scheduler gives for those; anything
+        else (hits, external tokens, reserved blocks, ...) is upstream's to judge.
+        """
+        group = self._group
+        if group is None or args or num_new_tokens <= 0 or request.status != RequestStatus.RUNNING:
+            return False
+        num_tokens = request.num_computed_tokens + num_new_tokens
+        num_slots_needed = num_tokens
+        if kwargs:
+            if len(kwargs) > 1 or "num_lookahead_tokens" not in kwargs:
+                return False
+            num_slots_needed += kwargs["num_lookahead_tokens"]
+        request_id = request.request_id
+        num_indexed_blocks = group.num_cached_block.get(request_id)
+        if num_indexed_blocks is None:
+            return False
+        block_size = group.block_size
+        if num_slots_needed > len(group.req_to_blocks[request_id]) * block_size:
+            return False
+        next_full = (num_indexed_blocks + 1) * block_size
+        return num_tokens < next_full or request.num_tokens < next_full
 
     # --- end of a request ------------------------------------------------------------------------
 

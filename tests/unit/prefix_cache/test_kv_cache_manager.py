@@ -128,6 +128,57 @@ def test_output_tokens_are_cached_as_they_fill_blocks():
     assert serve(manager, "b", [*range(6), 60, 61, 62, 63])[0] == 8
 
 
+def running_with_one_slot_left(manager):
+    request = make_request("a", range(6))
+    admit(manager, request)
+    request.append_output_token_ids(60)
+    return request
+
+
+def test_a_decode_step_inside_a_block_leaves_upstreams_method_alone(monkeypatch):
+    manager = make_manager()
+    request = running_with_one_slot_left(manager)
+    monkeypatch.setattr(KVCacheManager, "allocate_slots", None)
+    blocks = manager.allocate_slots(request, 1, num_lookahead_tokens=1)
+    assert blocks is manager.empty_kv_cache_blocks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ({"num_lookahead_tokens": 2}, RequestStatus.RUNNING),
+        ({"num_external_computed_tokens": 1}, RequestStatus.RUNNING),
+        ({"reserved_blocks": 1}, RequestStatus.RUNNING),
+        ({"delay_cache_blocks": True, "num_lookahead_tokens": 0}, RequestStatus.RUNNING),
+        ({"full_sequence_must_fit": True}, RequestStatus.RUNNING),
+        ({"new_computed_blocks": None}, RequestStatus.RUNNING),
+        ({}, RequestStatus.WAITING),
+        ({}, RequestStatus.PREEMPTED),
+    ],
+)
+def test_any_other_allocation_is_upstreams(monkeypatch, arguments, status):
+    manager = make_manager()
+    request = running_with_one_slot_left(manager)
+    request.status = status
+    monkeypatch.setattr(KVCacheManager, "allocate_slots", lambda *args, **kwargs: "upstream")
+    assert manager.allocate_slots(request, 1, **arguments) == "upstream"
+
+
+def test_a_step_that_fills_a_known_block_is_upstreams():
+    manager = make_manager()
+    request = running_with_one_slot_left(manager)
+    request.num_computed_tokens = 7
+    request.append_output_token_ids(61)
+    assert manager.allocate_slots(request, 1).get_block_ids() == ([],)
+    assert manager.estimate_cached_tokens(request) == 8
+
+
+def test_no_tokens_at_all_are_refused_as_upstream_does():
+    manager = make_manager()
+    with pytest.raises(ValueError, match="greater than 0"):
+        manager.allocate_slots(running_with_one_slot_left(manager), 0)
+
+
 def test_tokens_in_flight_are_not_cached_as_a_tail():
     manager = make_manager()
     request = make_request("a", range(7))
