@@ -11,11 +11,11 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: demo test test-slow lint upstream-tests wheel clean
+.PHONY: demo test test-slow bench-sim lint upstream-tests wheel clean
 
 $(MARK): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[demo,test]'
+	$(BIN)/pip install --quiet --editable '.[bench,demo,test]'
 	$(BIN)/python -m compileall -q -j 2 $(VENV)/lib > /dev/null || true
 	touch $(MARK)
 
@@ -27,6 +27,10 @@ test: $(MARK)
 
 test-slow: $(MARK)
 	$(BIN)/python -m pytest -m slow
+
+# Paper scale in virtual time; runs are kept, so that a second call makes only what has changed.
+bench-sim: $(MARK)
+	$(BIN)/python -m benchmarks.report --deadline 1500
 
 lint: $(MARK)
 	$(BIN)/ruff check .

@@ -47,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_blocks=options.blocks,
             is_warm=options.warm,
             has_trace=options.trace,
+            num_rounds=options.rounds,
+            is_serial=options.serial,
+            data=options.data,
         )
         for workflow in options.workflow
         for device in options.device
@@ -144,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", type=int, help="rows of the batch; the workflow's own number by default")
     add("--distinct", action="store_true", help="agents that are all different")
     add("--scale", type=float, default=1.0, help="factor on the lengths of all texts")
-    add("--max-tokens", type=int, default=512, help="limit of every answer")
+    add("--max-tokens", type=int, help="limit of every answer; the workflow's own by default")
     add(
         "--system",
         action="append",
@@ -155,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--engines", nargs="+", type=int, default=[1])
     add("--blocks", type=int, help="KV blocks of each engine, instead of the device's memory")
     add("--seed", type=int, default=0)
+    add("--rounds", type=int, help="of a workflow's debates; its own number by default")
+    add("--serial", action="store_true", help="arithmetic and memory traffic do not overlap")
+    add("--data", help="folder of real data sets; see benchmarks/workflows/datasets.py")
     add("--warm", action="store_true", help="run another day first; its outputs may be reused")
     add("--trace", action="store_true", help="compute the offline bound on block hits as well")
     add("--output", type=Path, help="JSON file to write")

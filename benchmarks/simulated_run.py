@@ -6,7 +6,8 @@ import inspect
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.baselines.system_runner import SystemRunner
@@ -14,6 +15,7 @@ from benchmarks.baselines.systems import System
 from benchmarks.output_lengths import output_lengths
 from benchmarks.policies.belady import belady_bound
 from benchmarks.workflows import WORKFLOWS, Workload
+from benchmarks.workflows.datasets import load_batch
 from helium.cost import RooflineModel
 from helium.errors import ConfigError
 from vllm_helium.simulator.engine_options import EngineOptions
@@ -29,18 +31,21 @@ class Setting:
         rows: Rows of the batch; ``None`` for the workflow's own number.
         is_distinct: Agents that are all different, instead of as published.
         scale: Factor on the lengths of texts.
-        max_tokens: Limit of every answer.
+        max_tokens: Limit of every answer; ``None`` for the workflow's own.
         seed: Of the rows and the answers.
         num_blocks: KV blocks per engine; ``None`` for what the device holds.
         is_warm: Another day runs first; prompt caches keep its outputs, KV caches nothing.
         has_trace: Compute the offline bound on block hits.
+        num_rounds: Of a workflow's debates; ``None`` for the workflow's own number.
+        is_serial: A device whose arithmetic and memory traffic do not overlap.
+        data: Folder of real data sets, instead of synthetic rows.
     """
 
     workflow: str
     rows: int | None = None
     is_distinct: bool = False
     scale: float = 1.0
-    max_tokens: int = 512
+    max_tokens: int | None = None
     seed: int = 0
     device: str = "H100-80GB"
     model: str = "Qwen3-8B"
@@ -48,36 +53,60 @@ class Setting:
     num_blocks: int | None = None
     is_warm: bool = False
     has_trace: bool = False
+    num_rounds: int | None = None
+    is_serial: bool = False
+    data: str | None = None
 
     def title(self) -> str:
         """Returns one line for people."""
-        parts = [self.workflow, f"{self.workload().num_rows} rows"]
+        parts = [self.workflow, f"{self.num_rows} rows"]
         parts += ["all distinct"] if self.is_distinct else []
+        parts += [f"{self.num_rounds} rounds"] if self.num_rounds else []
         parts += [self.model, f"{self.num_engines} x {self.device}"]
         parts += [f"{self.num_blocks} blocks"] if self.num_blocks else []
         parts += ["warm"] if self.is_warm else []
+        parts += ["serial device"] if self.is_serial else []
+        parts += ["real data"] if self.data else []
+        parts += [f"texts x {self.scale:g}"] if self.scale != 1 else []
         return ", ".join(parts)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch."""
+        if self.rows is not None:
+            return self.rows
+        return int(inspect.signature(WORKFLOWS[self.workflow]).parameters["size"].default)
 
     def workload(self, day: int = 1) -> Workload:
         """Returns the workflow with its rows.
 
         Raises:
-            ConfigError: Another day is asked of a workflow that knows none.
+            ConfigError: Another day, a number of rounds or real data is asked of a workflow that
+                has none, or the data cannot be read.
         """
         build = WORKFLOWS[self.workflow]
         arguments: dict[str, Any] = {
             "distinct": self.is_distinct,
             "seed": self.seed,
             "scale": self.scale,
-            "max_tokens": self.max_tokens,
         }
+        if self.max_tokens is not None:
+            arguments["max_tokens"] = self.max_tokens
         if self.rows is not None:
             arguments["size"] = self.rows
-        if "day" in inspect.signature(build).parameters:
+        known = inspect.signature(build).parameters
+        if self.num_rounds is not None:
+            if "num_rounds" not in known:
+                raise ConfigError(f"{self.workflow}: its rounds are fixed; leave out the number")
+            arguments["num_rounds"] = self.num_rounds
+        if "day" in known:
             arguments["day"] = day
         elif day != 1:
             raise ConfigError(f"{self.workflow}: has one day only; leave out --warm")
-        return build(**arguments)
+        workload = build(**arguments)
+        if self.data is None:
+            return workload
+        return workload.with_batch(load_batch(self.workflow, Path(self.data), workload.num_rows))
 
 
 def run_system(setting: Setting, system: System) -> dict[str, Any]:
@@ -89,10 +118,13 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
         EngineError: A call failed.
         ConfigError: Setting and system do not fit each other.
     """
-    cost = RooflineModel.preset(setting.device, setting.model)
+    cost = replace(RooflineModel.preset(setting.device, setting.model), is_serial=setting.is_serial)
     helium = False if system.helium is None else dict(system.helium) or True
     options = EngineOptions(
-        num_blocks=setting.num_blocks, scheduler_cls=system.scheduler_cls, helium=helium
+        num_blocks=setting.num_blocks,
+        max_num_batched_tokens=system.max_num_batched_tokens,
+        scheduler_cls=system.scheduler_cls,
+        helium=helium,
     )
     simulation = Simulation(
         cost,
@@ -118,7 +150,10 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
         "system": asdict(system),
         "setting": asdict(setting),
         "assumptions": {"device": asdict(cost.device), "model": asdict(cost.shape)},
-        "figures": _figures(figures, makespan_s, calls, simulation),
+        "figures": {
+            **_figures(figures, makespan_s, calls, simulation),
+            "num_plan_bytes": runner.num_plan_bytes,
+        },
         "wall": {"run_s": time.perf_counter() - started, "planning_s": runner.planning_s},
     }
 

@@ -36,6 +36,7 @@ class SystemRunner:
 
     Attributes:
         planning_s: What optimizing and planning the last run took here, in seconds of this machine.
+        num_plan_bytes: What the last run told the engines beforehand, as JSON.
     """
 
     def __init__(self, system: System, simulation: Simulation, seed: int) -> None:
@@ -45,6 +46,7 @@ class SystemRunner:
         self._seed = seed
         self._cache = DictPromptCache() if system.has_prompt_cache else None
         self.planning_s = 0.0
+        self.num_plan_bytes = 0
 
     def run(self, workload: Workload) -> int:
         """Runs a workload; returns the number of calls made.
@@ -74,6 +76,8 @@ class SystemRunner:
             compiled = optimize(compiled, switches, self._cache).compiled
         schedule = self._plan(workload.name, compiled, profile)
         self.planning_s = time.perf_counter() - started
+        if self._system.has_context:
+            self.num_plan_bytes = sum(len(plan.to_json()) for plan in schedule.engine_plans())
         backends = [
             _Backend(engine, self._cache, self._system.has_context)
             for engine in self._simulation.backends

@@ -31,6 +31,7 @@ class System:
         has_prompt_cache: Whether outputs of earlier runs are used.
         scheduler_cls: The engine's scheduler, if not vLLM's.
         helium: Fields of ``HeliumConfig``; ``None`` for stock vLLM.
+        max_num_batched_tokens: The engine's budget of tokens per step.
     """
 
     name: str
@@ -42,6 +43,7 @@ class System:
     has_prompt_cache: bool = False
     scheduler_cls: str | None = None
     helium: Mapping[str, Any] | None = None
+    max_num_batched_tokens: int = 4_096
 
 
 _OURS = {

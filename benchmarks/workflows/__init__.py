@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from benchmarks.workflows import debate, iterative, mapreduce, parallel, reflection, trading
+from benchmarks.workflows import (
+    debate,
+    iterative,
+    mapreduce,
+    parallel,
+    reflection,
+    sharing,
+    trading,
+)
 from benchmarks.workflows.workload import Workload
 
 WORKFLOWS: Mapping[str, Callable[..., Workload]] = {
@@ -20,6 +28,7 @@ WORKFLOWS: Mapping[str, Callable[..., Workload]] = {
     "iterative-amazon": iterative.build_amazon,
     "parallel-amazon": parallel.build_amazon,
     **{f"trading-{n}b": partial(trading.build, num_branches=n) for n in (4, 8, 12, 16)},
+    **{f"sharing-{p}": partial(sharing.build, profile=p) for p in sharing.PROFILES},
 }
 
 __all__ = ["WORKFLOWS", "Workload"]

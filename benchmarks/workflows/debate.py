@@ -29,11 +29,11 @@ def build_mmlu(
         scale: Factor on all lengths of texts.
     """
     question = ops.placeholder("question")
-    answers = _debate([question], Sampling(max_tokens=max_tokens), scale)
+    answers = debate([question], Sampling(max_tokens=max_tokens), scale)
     outputs = {f"answer_{agent}": node for agent, node in enumerate(answers, start=1)}
     batch = {
         "question": column(
-            size, lambda row: multiple_choice(scaled(100, scale), f"mmlu/{seed}/{row}")
+            size, lambda row: multiple_choice(scaled(85, scale), f"mmlu/{seed}/{row}")
         )
     }
     return Workload("debate-mmlu", graphs.build(outputs), batch)
@@ -59,7 +59,7 @@ def build_tatqa(
     for number in range(1, NUM_QUESTIONS_TATQA + 1):
         question = ops.placeholder(f"question_{number}")
         with ops.scope(f"q{number}"):
-            answers = _debate(
+            answers = debate(
                 [context, "\nQuestion: ", question], Sampling(max_tokens=max_tokens), scale
             )
         for agent, node in enumerate(answers, start=1):
@@ -67,8 +67,16 @@ def build_tatqa(
     return Workload("debate-tatqa", graphs.build(outputs), tatqa_batch(size, seed, scale))
 
 
-def _debate(parts: list[str | Node], sampling: Sampling, scale: float) -> list[Node]:
-    system = instructions("You take part in a debate.", scaled(8, scale), "the question")
+def debate(
+    parts: list[str | Node], sampling: Sampling, scale: float, num_system_words: int | None = None
+) -> list[Node]:
+    """Records the debate about ``parts``; returns every agent's last answer.
+
+    Args:
+        num_system_words: Of the system prompt, which all agents share; the published 8 by default.
+    """
+    num_words = scaled(8, scale) if num_system_words is None else num_system_words
+    system = instructions("You take part in a debate.", num_words, "the question")
     answers = []
     for agent, role in enumerate(_ROLES, start=1):
         sentence = f"\nAnswer as {role} and defend your answer with reasons."

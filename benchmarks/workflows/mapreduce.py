@@ -43,7 +43,7 @@ def build_mmlu(
     summary = _summarizer([question], answers, sampling, scale)
     batch = {
         "question": column(
-            size, lambda row: multiple_choice(scaled(100, scale), f"mmlu/{seed}/{row}")
+            size, lambda row: multiple_choice(scaled(85, scale), f"mmlu/{seed}/{row}")
         )
     }
     return Workload("mapreduce-mmlu", graphs.build({"answer": summary}), batch)

@@ -104,11 +104,14 @@ class RooflineModel:
     Attributes:
         batch_size: Sequences that decode together, which share a step's fixed costs. At most what
             the KV cache holds matters; 64 is what workflows of the paper's size keep running.
+        is_serial: Arithmetic and memory traffic add up instead of overlapping: the pessimistic end
+            of what a device does, for sensitivity studies.
     """
 
     device: Device
     shape: ModelShape
     batch_size: int = 64
+    is_serial: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -166,7 +169,8 @@ class RooflineModel:
         kv_tokens = decode_context_tokens + tokens
         kv_tokens += prefill_context_tokens if prefill_tokens else 0.0
         read = self.shape.weight_bytes + kv_tokens * self.shape.kv_bytes_per_token
-        return max(self._compute_ms(flops), self._traffic_ms(read)) + self.device.step_overhead_ms
+        times_ms = self._compute_ms(flops), self._traffic_ms(read)
+        return (sum if self.is_serial else max)(times_ms) + self.device.step_overhead_ms
 
     def usage(self, prefill_tokens: float, cached_tokens: float, output_tokens: float) -> float:
         """See ``CostModel``: prefill arithmetic, own KV traffic, and a share of the fixed costs."""

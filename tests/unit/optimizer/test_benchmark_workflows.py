@@ -19,6 +19,7 @@ COUNTS = {
     "trading-8b": (88, 56, 88),
     "trading-12b": (120, 56, 120),
     "trading-16b": (152, 56, 152),
+    **{f"sharing-p{number}": (6, 6, 6) for number in range(1, 7)},
 }
 
 

@@ -1,0 +1,236 @@
+"""What the report consists of: one entry per question, named on the command line.
+
+The questions are those of the paper's evaluation (Helium, §7) and ours beside them: every workflow
+as published is next to one whose agents are all distinct, because merging equal branches is the
+largest single gain where there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.baselines.systems import SYSTEMS, system
+from benchmarks.report.cases import Case
+from benchmarks.simulated_run import Setting
+from benchmarks.workflows import WORKFLOWS
+
+BASELINES = ("op_wise", "random", "langgraph", "dataflow", "parrot", "lspf", "kvflow")
+"""Without ``query_wise``, which takes a step per token and sequence: it is asked for by entry."""
+
+MAIN = ("op_wise", "langgraph", "lspf", "kvflow", "helium")
+ABLATIONS = tuple(name for name in SYSTEMS if name.startswith("helium"))
+PRIMITIVES = (
+    "mapreduce-mmlu", "mapreduce-tatqa", "debate-mmlu", "debate-tatqa", "reflection-tatqa",
+    "iterative-amazon", "parallel-amazon",
+)  # fmt: skip
+TWICE_OVERSUBSCRIBED = {False: 32_308, True: 59_384}
+"""KV blocks that hold half of what Trading-8b with 16 rows has in use at its peak, where every call
+is sent as soon as it can be and nothing bounds the cache (64,616 blocks as published, 118,769 with
+all agents distinct). The device itself holds 23,574."""
+
+UNBOUNDED = 150_000
+"""KV blocks that hold all of it, caches included."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Systems side by side on one setting: one table.
+
+    Attributes:
+        label: The setting in a word, for plots.
+    """
+
+    label: str
+    setting: Setting
+    systems: tuple[str, ...]
+
+    def cases(self) -> list[Case]:
+        """Returns the runs of the table."""
+        return [Case(self.setting, system(name)) for name in self.systems]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One question.
+
+    Attributes:
+        question: What the entry answers.
+        source: What it corresponds to.
+        groups: Its tables; simulated.
+        command: A benchmark module with its arguments that answers it instead; ``{output}`` stands
+            for the JSON file it writes.
+    """
+
+    name: str
+    question: str
+    source: str
+    groups: tuple[Group, ...] = ()
+    command: tuple[str, ...] = ()
+
+
+def _both(label: str, systems: Sequence[str], **setting: object) -> tuple[Group, ...]:
+    """The setting as published and with all agents distinct."""
+    return tuple(
+        Group(
+            f"{label}{' distinct' if is_distinct else ''}",
+            Setting(is_distinct=is_distinct, **setting),  # type: ignore[arg-type]
+            tuple(systems),
+        )
+        for is_distinct in (False, True)
+    )
+
+
+def _trading(
+    label: str, systems: Sequence[str], branches: int = 8, **setting: object
+) -> tuple[Group, ...]:
+    return _both(label, systems, workflow=f"trading-{branches}b", **setting)
+
+
+_ENTRIES = (
+    Entry(
+        "trading",
+        "Trading-8b, 16 rows, on one engine and two: every system",
+        "Helium, §7, end-to-end workflow",
+        (
+            *_trading("1 engine", (*BASELINES, "helium"), rows=16, has_trace=True),
+            *_trading("2 engines", (*BASELINES, "helium"), rows=16, num_engines=2),
+        ),
+    ),
+    Entry(
+        "ablation",
+        "What every switch is worth, Trading-8b, 16 rows; the day before has been run",
+        "Helium, §7, ablation",
+        _trading("warm", ("langgraph", *ABLATIONS), rows=16, is_warm=True),
+    ),
+    Entry(
+        "scheduling",
+        "Scheduling alone: every call as written, KV for half of what is in use at once",
+        "Helium, §7, scheduling with the caches off",
+        tuple(
+            Group(
+                f"2x oversubscribed{' distinct' if is_distinct else ''}",
+                Setting("trading-8b", 16, is_distinct, num_blocks=num_blocks, has_trace=True),
+                (*BASELINES, "helium-scheduling-only"),
+            )
+            for is_distinct, num_blocks in TWICE_OVERSUBSCRIBED.items()
+        ),
+    ),
+    Entry(
+        "bounds",
+        "What no scheduling or eviction can beat: KV for everything, Trading-8b, 16 rows",
+        "ours",
+        _trading(
+            "unbounded KV",
+            ("langgraph", "dataflow", "helium", "helium-scheduling-only"),
+            rows=16,
+            num_blocks=UNBOUNDED,
+        ),
+    ),
+    Entry(
+        "query-wise",
+        "One call after the other, as a script would: Trading-8b, 8 rows",
+        "Helium, §7, vLLM query-wise",
+        _trading("query-wise", ("query_wise", "langgraph", "helium"), rows=8)[:1],
+    ),
+    Entry(
+        "sensitivity",
+        "How the ratios depend on the device model and the budget of tokens per step",
+        "ours",
+        (
+            *_trading("serial device", MAIN, rows=16, is_serial=True),
+            *_trading(
+                "budget",
+                (
+                    "langgraph",
+                    'langgraph:{"max_num_batched_tokens": 1024}',
+                    'langgraph:{"max_num_batched_tokens": 2048}',
+                    'langgraph:{"max_num_batched_tokens": 8192}',
+                    "helium",
+                    'helium:{"max_num_batched_tokens": 1024}',
+                    'helium:{"max_num_batched_tokens": 2048}',
+                    'helium:{"max_num_batched_tokens": 8192}',
+                ),
+                rows=16,
+            ),
+        ),
+    ),
+    Entry(
+        "primitives",
+        "The seven primitive workflows, each with its own number of rows",
+        "Helium, §7, primitive workflows",
+        (
+            *_both("mapreduce-mmlu", MAIN, workflow="mapreduce-mmlu"),
+            # The others' agents are distinct as published.
+            *(Group(name, Setting(name), MAIN) for name in PRIMITIVES[1:]),
+        ),
+    ),
+    Entry(
+        "sharing",
+        "Debates whose prompts share more and more, 100 rows",
+        "Helium, §7, prefix-sharing sweep",
+        tuple(Group(name, Setting(name), MAIN) for name in WORKFLOWS if "sharing" in name),
+    ),
+    Entry(
+        "batches",
+        "Trading-8b by rows, on one engine and two",
+        "Helium, §7, Trading by batch size",
+        tuple(
+            group
+            for engines in (1, 2)
+            for rows in (8, 32, 80)
+            for group in _trading(f"{rows} rows, {engines} x", MAIN, rows=rows, num_engines=engines)
+        ),
+    ),
+    Entry(
+        "branches",
+        "Trading by branches, 16 rows",
+        "Helium, §7, Trading by workflow size",
+        tuple(
+            group
+            for branches in (4, 12, 16)
+            for group in _trading(f"{branches} branches", MAIN, branches, rows=16)
+        ),
+    ),
+    Entry(
+        "rounds",
+        "Trading-8b by rounds of debate, 16 rows",
+        "ours",
+        tuple(
+            group
+            for rounds in (3, 4, 5)
+            for group in _trading(f"{rounds} rounds", MAIN, rows=16, num_rounds=rounds)
+        ),
+    ),
+    Entry(
+        "models",
+        "Other models and devices, Trading-8b, 16 rows",
+        "Helium, §7, other models",
+        tuple(
+            group
+            for model, device in (
+                ("Qwen3-14B", "H100-80GB"),
+                ("Llama-3.1-8B", "H100-80GB"),
+                ("Qwen3-32B", "H200"),
+                ("Qwen3-8B", "H100-NVL"),
+            )
+            for group in _trading(f"{model} {device}", MAIN, rows=16, model=model, device=device)
+        ),
+    ),
+    Entry(
+        "planning",
+        "Time and memory of planning",
+        "Helium, §7, overhead",
+        command=("benchmarks.planner.planning_time", "--repeats", "5", "--output", "{output}"),
+    ),
+    Entry(
+        "optimality",
+        "How far schedules are from the proven optimum",
+        "Helium, §7, optimality",
+        command=("benchmarks.planner.optimality", "--timeout-s", "20", "--output", "{output}"),
+    ),
+)
+
+ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+CORE = ("trading", "ablation", "scheduling", "bounds", "sensitivity")
+"""What is reported if no entry is named: what the headline figures come from."""
