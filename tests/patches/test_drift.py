@@ -180,6 +180,17 @@ def test_guard_trt_block_hashing():
     assert text.index("get_request_block_hasher(") < text.index('"needs_block_hashes", True')
 
 
+def test_guard_preemption_victim():
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    victim = object()
+    assert Scheduler.select_preemption_victim(None, victim) is victim, "off must change nothing"
+    text = source(Scheduler.schedule)
+    # The choice comes after both of upstream's, and before anything is done with it.
+    assert text.index("= self.running[-1]") < text.index("self.select_preemption_victim(")
+    assert text.index("self.select_preemption_victim(") < text.index("victim_index = ")
+
+
 def test_the_scheduler_seams_we_override_are_still_there():
     from vllm.v1.core.sched.request_queue import RequestQueue
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -190,4 +201,6 @@ def test_the_scheduler_seams_we_override_are_still_there():
     text = source(Scheduler.__init__)
     assert "self.waiting = create_request_queue" in text
     assert "self.kv_holding_waiting = create_request_queue" in text
-    assert "request_queue.peek_request()" in source(Scheduler.schedule)
+    text = source(Scheduler.schedule)
+    assert "request_queue.peek_request()" in text
+    assert "token_budget = self.max_num_scheduled_tokens" in text
