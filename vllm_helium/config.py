@@ -31,7 +31,7 @@ class HeliumConfig:
         "served.",
     )
     prefill_tokens: int = Field(
-        default=768,
+        default=640,
         ge=0,
         le=1 << 20,
         description="Prompt tokens a step computes beside running decodes while planned requests "
@@ -39,13 +39,24 @@ class HeliumConfig:
         "default is about what an H100 computes in the time a decode step takes to read weights "
         "and KV.",
     )
+    fair_share: bool = Field(
+        default=True,
+        description="Runs take turns by the tokens they were served, and runs of one tenant (one "
+        "cache_salt) share that tenant's part; off: one order over all runs.",
+    )
+    victims: Literal["plan", "last"] = Field(
+        default="plan",
+        description="Which running request is preempted when the KV cache is full: 'plan' takes "
+        "the latest arrival's run and there the call that its plan needs last; 'last' is "
+        "upstream's, the one admitted last.",
+    )
     aging_s: float = Field(
-        default=30.0,
+        default=300.0,
         gt=0,
         allow_inf_nan=False,
-        description="Seconds a planned request waits before it is served in order of arrival, "
-        "whatever its rank: the bound on how long anything is overtaken. The default is about one "
-        "full batch of long outputs.",
+        description="Seconds a planned request waits before it goes ahead of the plan order of its "
+        "run, by arrival: the bound on how long a call is overtaken by others of its run. Between "
+        "runs, shares bound it.",
     )
     max_plans: int = Field(
         default=256,

@@ -5,8 +5,10 @@ token each, while the arithmetic units idle. Prompt tokens up to the device's ba
 along for nothing; each one beyond it makes every decoding sequence wait. Upstream fills a step up
 to its budget, which brings one first token forward at the expense of all running answers.
 
-The assumption is that arithmetic and traffic of a step overlap (a roofline). Where they do not,
-pacing gains less: prefill costs the same wherever it is done, and is only spread out.
+This rests on arithmetic and traffic of a step overlapping, as the roofline of ``helium.cost`` has
+it: simulated Trading-8b, 16 rows of distinct agents, then takes 268 s instead of 367 s. Were their
+times to add up, prefill would cost the same wherever it is done, and pacing would only add steps:
+16 rows as published would take 259 s instead of 257 s.
 """
 
 from __future__ import annotations

@@ -1,141 +1,257 @@
-"""The waiting queue in plan order, with a bound on overtaking.
+"""The waiting queue: fair shares between runs, plan order inside a run, bounds on overtaking.
 
-Three orders meet here. *Planned* requests go by rank, then arrival. A planned request older than
-``aging_s`` goes by arrival, whatever its rank. *Ordinary* requests go by arrival, and none is
-overtaken by a request that arrived after it, so ordinary traffic never waits longer for its turn
-than it would first come, first served.
+* *Runs* take turns by their shares (``shares``), so that no run waits for all of another.
+* *Inside a run*, calls go by their place in the plan. One older than ``aging_s`` goes before all
+  others of its run, oldest first: whatever the plan says, a call waits for at most ``aging_s`` and
+  the calls of its run that arrived before it, at its run's share.
+* *Ordinary* requests have a share as one run, and none is overtaken by a request that arrived after
+  it: ordinary traffic never waits longer for its turn than it would first come, first served.
 
-Adding, peeking and popping cost O(log n) amortized; removal is O(1) and lazy.
+A call may be *held*: it waits aside until it is released, and others go meanwhile. Adding, peeking
+and popping cost O(log n) amortized; holding, releasing and removing are O(1) and lazy.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import NamedTuple
 
 from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
+
+from vllm_helium.scheduler.shares import Share, Shares
+
+ORDINARY = ("ordinary",)
+"""Key and tenant of ordinary traffic's share."""
+
+PLANS = ("plans",)
+"""Key and tenant of all planned requests where runs have no shares of their own."""
+
+
+class Place(NamedTuple):
+    """Where a request belongs.
+
+    Attributes:
+        run: Whose share it takes; ``ORDINARY`` for ordinary requests.
+        tenant: Whose part its run shares.
+        position: Smaller first, inside its run; of one length for all requests.
+        num_tokens: What it is charged for, in tokens of KV.
+    """
+
+    run: Hashable
+    tenant: Hashable
+    position: tuple[int, ...]
+    num_tokens: float
 
 
 class _Entry:
     """One stay of a request in the queue."""
 
-    __slots__ = ("is_waiting", "request")
+    __slots__ = ("arrival", "is_held", "is_waiting", "lane", "place", "request")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(
+        self, request: Request, arrival: tuple[float, int], lane: _Lane, place: Place
+    ) -> None:
         self.request = request
+        self.arrival = arrival
+        self.lane = lane
+        self.place = place
         self.is_waiting = True
+        self.is_held = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self.is_waiting and not self.is_held
 
 
 class _Heap:
-    """Entries by key; entries that left the queue are dropped when they reach the top."""
+    """Entries by key; entries that are not ready are dropped when they reach the top."""
 
     def __init__(self) -> None:
-        self._items: list[tuple[tuple[float, ...], _Entry]] = []
+        self._items: list[tuple[tuple[float, ...], int, _Entry]] = []
         self._limit = 64
+        self._num_pushed = 0
 
     def push(self, key: tuple[float, ...], entry: _Entry) -> None:
-        """Adds an entry; ``key`` is unique, so entries themselves are never compared."""
+        """Adds an entry."""
         if len(self._items) >= self._limit:
-            self._items = [item for item in self._items if item[1].is_waiting]
+            self._items = [item for item in self._items if item[2].is_ready]
             heapq.heapify(self._items)
             self._limit = max(64, 2 * len(self._items))
-        heapq.heappush(self._items, (key, entry))
+        self._num_pushed += 1  # entries themselves are never compared
+        heapq.heappush(self._items, (key, self._num_pushed, entry))
 
     def peek(self) -> _Entry | None:
-        """Returns the waiting entry with the smallest key."""
+        """Returns the ready entry with the smallest key."""
         while self._items:
-            entry = self._items[0][1]
-            if entry.is_waiting:
+            entry = self._items[0][2]
+            if entry.is_ready:
                 return entry
             heapq.heappop(self._items)
         return None
 
-    def __iter__(self) -> Iterator[_Entry]:
-        return (entry for _, entry in sorted(self._items) if entry.is_waiting)
+
+class _Lane:
+    """The ready requests of one run."""
+
+    __slots__ = ("by_arrival", "by_position", "num_entries", "share")
+
+    def __init__(self) -> None:
+        self.by_position = _Heap()
+        self.by_arrival = _Heap()
+        self.num_entries = 0  # held ones included
+        self.share: Share | None = None  # while one is ready
+
+    def head(self, now: float, aging_s: float) -> _Entry:
+        oldest, first = self.by_arrival.peek(), self.by_position.peek()
+        assert oldest is not None and first is not None, "a run without ready calls has a share"
+        return oldest if now - oldest.arrival[0] > aging_s else first
 
 
 class PlanQueue(RequestQueue):
-    """Waiting requests ordered by plan rank, with aging.
+    """Waiting requests in plan order; true while one of them is ready, long with all of them.
 
     Args:
-        aging_s: Age in seconds after which a planned request is served in order of arrival.
-        rank_of: Place of a request in its plan, smaller first and always of the same length, or
-            ``None`` for an ordinary request.
+        aging_s: Age in seconds after which a request goes by arrival inside its run.
+        place_of: Where a request belongs.
 
     ``now`` is the time of the current step on the clock of ``Request.arrival_time``, in seconds.
     The scheduler moves it once a step, so ``pop_request`` returns what ``peek_request`` returned.
     """
 
-    def __init__(
-        self, aging_s: float, rank_of: Callable[[Request], tuple[int, ...] | None]
-    ) -> None:
+    def __init__(self, aging_s: float, place_of: Callable[[Request], Place]) -> None:
         self._aging_s = aging_s
-        self._rank_of = rank_of
-        self._by_rank = _Heap()
-        self._by_arrival = _Heap()
-        self._ordinary = _Heap()
+        self._place_of = place_of
+        self._lanes: dict[Hashable, _Lane] = {}
+        self._shares = Shares()
         self._entries: dict[str, _Entry] = {}
+        self._num_held = 0
         self._num_added = 0
         self.now = 0.0
 
+    # --- adding ----------------------------------------------------------------------------------
+
     def add_request(self, request: Request) -> None:
         assert request.request_id not in self._entries, f"{request.request_id} is queued twice"
-        entry = self._entries[request.request_id] = _Entry(request)
+        place = self._place_of(request)
+        lane = self._lanes.get(place.run)
+        if lane is None:
+            lane = self._lanes[place.run] = _Lane()
         self._num_added += 1
         arrival = (request.arrival_time, self._num_added)
-        rank = self._rank_of(request)
-        if rank is None:
-            self._ordinary.push(arrival, entry)
-        else:
-            self._by_rank.push((*rank, *arrival), entry)
-            self._by_arrival.push(arrival, entry)
-
-    def _head(self) -> Request:
-        planned = self._by_rank.peek()
-        ordinary = self._ordinary.peek()
-        if planned is not None:
-            oldest = self._by_arrival.peek()
-            assert oldest is not None, "a planned request is missing from the order of arrival"
-            if self.now - oldest.request.arrival_time > self._aging_s:
-                planned = oldest
-            if ordinary is None or ordinary.request.arrival_time > planned.request.arrival_time:
-                return planned.request
-        if ordinary is None:
-            raise IndexError("no request is waiting")
-        return ordinary.request
-
-    def peek_request(self) -> Request:
-        return self._head()
-
-    def pop_request(self) -> Request:
-        request = self._head()
-        self.remove_request(request)
-        return request
+        entry = self._entries[request.request_id] = _Entry(request, arrival, lane, place)
+        lane.num_entries += 1
+        self._make_ready(entry)
 
     def prepend_request(self, request: Request) -> None:
-        """Puts a preempted or skipped request back at its own place."""
+        """Puts a preempted or skipped request back at its own place, and gives its charge back."""
         self.add_request(request)
+        place = self._entries[request.request_id].place
+        self._shares.charge(place.run, place.tenant, -place.num_tokens)
 
     def prepend_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self.add_request(request)
+            self.prepend_request(request)
+
+    def _make_ready(self, entry: _Entry) -> None:
+        lane, place = entry.lane, entry.place
+        lane.by_position.push((*place.position, *entry.arrival), entry)
+        lane.by_arrival.push(entry.arrival, entry)
+        lane.share = self._shares.enter(place.run, place.tenant)
+
+    # --- the head --------------------------------------------------------------------------------
+
+    def _head(self) -> _Entry:
+        share = self._shares.first()
+        if share is None:
+            raise IndexError("no request is ready")
+        head = self._lanes[share.key].head(self.now, self._aging_s)
+        if share.key != ORDINARY and (lane := self._lanes.get(ORDINARY)) is not None:
+            ordinary = lane.by_arrival.peek()
+            if ordinary is not None and ordinary.arrival < head.arrival:
+                return ordinary
+        return head
+
+    def peek_request(self) -> Request:
+        return self._head().request
+
+    def pop_request(self) -> Request:
+        entry = self._head()
+        assert entry.lane.share is not None, "a ready request has no share"
+        self._shares.serve(entry.lane.share, entry.place.num_tokens)
+        self.remove_request(entry.request)
+        return entry.request
+
+    def charge(self, request: Request, num_tokens: float) -> None:
+        """Corrects the account of a request's run once it is known what the request took."""
+        place = self._place_of(request)
+        self._shares.charge(place.run, place.tenant, num_tokens)
+
+    # --- holding ---------------------------------------------------------------------------------
+
+    def hold(self, request: Request) -> None:
+        """Sets a ready request aside until it is released or removed."""
+        entry = self._entries[request.request_id]
+        assert not entry.is_held, f"{request.request_id} is held already"
+        entry.is_held = True
+        self._num_held += 1
+        self._leave_share(entry.lane)
+
+    def release(self, request_id: str) -> None:
+        """Makes a held request ready again, at its own place; no-op if it is gone."""
+        entry = self._entries.get(request_id)
+        if entry is None or not entry.is_held:
+            return
+        self._num_held -= 1
+        # A new entry: what the heaps still hold of the old one must not come back to life.
+        entry.is_waiting = False
+        entry = _Entry(entry.request, entry.arrival, entry.lane, entry.place)
+        self._entries[request_id] = entry
+        self._make_ready(entry)
+
+    # --- removing --------------------------------------------------------------------------------
 
     def remove_request(self, request: Request) -> None:
-        self._entries.pop(request.request_id).is_waiting = False
+        entry = self._entries.pop(request.request_id)
+        entry.is_waiting = False
+        lane = entry.lane
+        if entry.is_held:
+            self._num_held -= 1
+        else:
+            self._leave_share(lane)
+        lane.num_entries -= 1
+        if not lane.num_entries:
+            del self._lanes[entry.place.run]
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
         for request in requests:
             if request.request_id in self._entries:
                 self.remove_request(request)
 
+    def _leave_share(self, lane: _Lane) -> None:
+        assert lane.share is not None, "a ready request has no share"
+        self._shares.leave(lane.share)
+        if not lane.share.num_waiting:
+            lane.share = None
+
+    # --- counts ----------------------------------------------------------------------------------
+
+    @property
+    def num_held(self) -> int:
+        """Requests set aside."""
+        return self._num_held
+
     def __bool__(self) -> bool:
-        return bool(self._entries)
+        return len(self._entries) > self._num_held
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Request]:
-        """Yields every waiting request: planned ones by rank, then ordinary ones by arrival."""
-        return (entry.request for entry in chain(self._by_rank, self._ordinary))
+        """Yields every waiting request, those of one run together, by position."""
+        entries = sorted(
+            self._entries.values(),
+            key=lambda entry: (str(entry.place.run), entry.place.position, entry.arrival),
+        )
+        return (entry.request for entry in entries)

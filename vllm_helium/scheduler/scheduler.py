@@ -1,4 +1,4 @@
-"""The workflow-aware scheduler: upstream's, with plan order in the waiting queue.
+"""The workflow-aware scheduler: upstream's, with order, pace and victims that know the plan.
 
 ``HeliumMixin`` holds everything of ours; it is combined with upstream's two schedulers, because the
 synchronous one under asynchronous scheduling would lose the overlap with the forward pass.
@@ -18,14 +18,15 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from helium.errors import PlanError
-from helium.protocol import WorkflowContext, decode_engine_plan
+from helium.protocol import PlanOperator, WorkflowContext, decode_engine_plan
 from vllm_helium.config import HeliumConfig
 from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.request import read_context
 from vllm_helium.scheduler.pacing import step_budget
-from vllm_helium.scheduler.plan_queue import PlanQueue
+from vllm_helium.scheduler.plan_queue import ORDINARY, PLANS, Place, PlanQueue
 from vllm_helium.scheduler.plan_registry import PlanRegistry
+from vllm_helium.scheduler.victims import select_victim
 
 logger = init_logger(__name__)
 
@@ -34,8 +35,8 @@ class HeliumMixin:
     """What Helium adds to upstream's scheduler.
 
     Every request gets two attributes when it is added: ``request.helium``, its
-    ``WorkflowContext`` or ``None`` for ordinary traffic, and ``request.helium_rank``, its position
-    in the soft schedule or ``None``.
+    ``WorkflowContext`` or ``None`` for ordinary traffic, and ``request.helium_place``, its place
+    among the others.
     """
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
@@ -63,10 +64,12 @@ class HeliumMixin:
         if self.policy == SchedulingPolicy.PRIORITY:
             logger.info("Helium: scheduling policy 'priority' is set, so plan order is off.")
         elif config.order != "fcfs":
-            key_of = row_and_rank_of if config.order == "row" else rank_of
-            self.waiting = PlanQueue(config.aging_s, key_of)
-            self.kv_holding_waiting = PlanQueue(config.aging_s, key_of)
+            self.waiting = PlanQueue(config.aging_s, place_of)
+            self.kv_holding_waiting = PlanQueue(config.aging_s, place_of)
             self._plan_queues = (self.waiting, self.kv_holding_waiting)
+            if config.victims == "plan":
+                # Upstream's branch for this policy can take any running request as the victim.
+                self.policy = SchedulingPolicy.PRIORITY
 
     def add_request(self, request: Request) -> None:
         self._place(request)
@@ -77,13 +80,18 @@ class HeliumMixin:
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         if request.helium is not None:
             self._num_planned_alive -= 1
+        if self._plan_queues and request.num_output_tokens:
+            # What it took in fact, against what its run was charged at admission.
+            num_tokens = request.num_tokens - place_of(request).num_tokens
+            self.waiting.charge(request, num_tokens)
         return super()._free_request(request, *args, **kwargs)
 
     def _place(self, request: Request) -> None:
         """Reads the request's context and looks it up; a hint that fails is only reported."""
         params = request.sampling_params
         context = read_context(params.extra_args) if params is not None else None
-        request.helium = request.helium_rank = None
+        request.helium = None
+        request.helium_place = Place(ORDINARY, ORDINARY, (0, 0), request.num_prompt_tokens)
         if context is None:
             return
         operator = self.plans.resolve(context)
@@ -92,9 +100,21 @@ class HeliumMixin:
         else:
             self.num_planned_requests += 1
             request.helium = self.plans.cut(context, request.prompt_token_ids or ())
-            request.helium_rank = operator.rank if context.rank is None else context.rank
+            request.helium_place = self._planned_place(request, context, operator)
         if request.prefill_stats is not None:
             request.prefill_stats.helium = self._report(context, operator is not None)
+
+    def _planned_place(
+        self, request: Request, context: WorkflowContext, operator: PlanOperator
+    ) -> Place:
+        config = self.helium_config
+        rank = operator.rank if context.rank is None else context.rank
+        return Place(
+            run=(request.cache_salt, context.plan, context.run) if config.fair_share else PLANS,
+            tenant=("tenant", request.cache_salt) if config.fair_share else PLANS,
+            position=(context.row, rank) if config.order == "row" else (rank, context.row),
+            num_tokens=request.num_prompt_tokens + operator.output_tokens,
+        )
 
     def _report(self, context: WorkflowContext, is_planned: bool) -> dict[str, Any]:
         report: dict[str, Any] = {"plan": context.plan, "run": context.run, "planned": is_planned}
@@ -118,6 +138,12 @@ class HeliumMixin:
             return super().schedule(*args, **kwargs)
         finally:
             self.max_num_scheduled_tokens = max_tokens
+
+    def select_preemption_victim(self, victim: Request) -> Request:
+        """Hook ``preemption-victim``: may choose another running request than upstream did."""
+        if self._plan_queues and self.helium_config.victims == "plan":
+            return select_victim(self.running, place_of)
+        return victim
 
     def _step_budget(self) -> int:
         """The step's token budget: paced while planned requests are there, else upstream's."""
@@ -172,6 +198,7 @@ class HeliumMixin:
                 name: getattr(self.helium_config, name)
                 for name in HeliumConfig.__dataclass_fields__
             },
+            "num_held": self.waiting.num_held if self._plan_queues else 0,
             "plan_order": bool(self._plan_queues),
             "num_plans": len(self.plans),
             "num_plan_bytes": self.plans.num_bytes,
@@ -205,15 +232,10 @@ def prefix_cache_options(config: HeliumConfig) -> PrefixCacheOptions | None:
     )
 
 
-def rank_of(request: Request) -> tuple[int, ...] | None:
-    """Position of a request in its plan's soft schedule, or ``None`` for ordinary traffic."""
-    return None if request.helium is None else (request.helium_rank,)
-
-
-def row_and_rank_of(request: Request) -> tuple[int, ...] | None:
-    """The row of a request before its position, or ``None`` for ordinary traffic."""
-    context = request.helium
-    return None if context is None else (context.row, request.helium_rank)
+def place_of(request: Request) -> Place:
+    """Where a request belongs, as ``HeliumMixin`` found when it was added."""
+    place: Place = request.helium_place
+    return place
 
 
 class HeliumScheduler(HeliumMixin, Scheduler):

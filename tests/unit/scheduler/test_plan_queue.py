@@ -1,4 +1,4 @@
-"""The waiting queue: rank order, aging, and ordinary traffic by arrival."""
+"""The waiting queue: plan order, aging, ordinary traffic by arrival, shares, and holding."""
 
 import random
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from vllm_helium.scheduler.plan_queue import PlanQueue
+from vllm_helium.scheduler.plan_queue import ORDINARY, Place, PlanQueue
 
 _ids = count()
 
@@ -17,15 +17,20 @@ class FakeRequest:
 
     arrival_time: float
     rank: int | None = None
+    run: str = "run"
+    tenant: str | None = None
+    num_tokens: float = 10.0
     request_id: str = field(default_factory=lambda: f"r{next(_ids)}")
 
 
-def rank_of(request: FakeRequest) -> tuple[int, ...] | None:
-    return None if request.rank is None else (request.rank,)
+def place_of(request: FakeRequest) -> Place:
+    if request.rank is None:
+        return Place(ORDINARY, ORDINARY, (0,), request.num_tokens)
+    return Place(request.run, request.tenant, (request.rank,), request.num_tokens)
 
 
 def make_queue(aging_s: float = 30.0) -> PlanQueue:
-    return PlanQueue(aging_s, rank_of)
+    return PlanQueue(aging_s, place_of)
 
 
 def drain(queue: PlanQueue) -> list:
@@ -102,13 +107,13 @@ def test_removed_requests_never_come_back():
     assert not gone & set(drain(queue))
 
 
-def test_iteration_is_in_rank_order_and_changes_nothing():
+def test_iteration_is_in_plan_order_and_changes_nothing():
     queue = make_queue()
     for rank in (3, 1, 2):
         queue.add_request(FakeRequest(1.0, rank=rank))
     queue.add_request(FakeRequest(0.0))
-    assert [request.rank for request in queue] == [1, 2, 3, None]
-    assert len(queue) == 4
+    assert [request.rank for request in queue if request.rank] == [1, 2, 3]
+    assert len(list(queue)) == len(queue) == 4
 
 
 def test_requests_that_come_and_go_do_not_pile_up():
@@ -119,8 +124,182 @@ def test_requests_that_come_and_go_do_not_pile_up():
     for _ in range(10_000):
         queue.add_request(moving)
         assert queue.pop_request() is moving
-    heaps = (queue._by_rank, queue._by_arrival, queue._ordinary)
+        queue.prepend_request(moving)
+        queue.hold(moving)
+        queue.release(moving.request_id)
+        queue.remove_request(moving)
+    [lane] = queue._lanes.values()
+    heaps = (lane.by_position, lane.by_arrival)
     assert sum(len(heap._items) for heap in heaps) < 300
+    assert len(queue._shares._turns) < 150
+
+
+def test_runs_that_come_and_go_do_not_pile_up():
+    queue = make_queue()
+    for number in range(10_000):
+        queue.add_request(FakeRequest(1.0, rank=0, run=f"run-{number}"))
+        queue.pop_request()
+    assert not queue._lanes and not len(queue._shares)
+    assert len(queue._shares._debts) <= 4096
+    assert not queue._shares._runs_of_tenant
+
+
+# --- shares ------------------------------------------------------------------------------------
+
+
+def test_a_small_run_does_not_wait_for_all_of_a_large_one():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(100):
+        queue.add_request(FakeRequest(0.0, rank=0, run="large"))
+    for _ in range(5):
+        queue.add_request(FakeRequest(1.0, rank=0, run="small"))
+    order = [request.run for request in drain(queue)]
+    assert max(place for place, run in enumerate(order) if run == "small") < 12
+
+
+def test_shares_count_tokens_and_not_calls():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(50):
+        queue.add_request(FakeRequest(0.0, rank=0, run="long", num_tokens=90.0))
+        queue.add_request(FakeRequest(0.0, rank=0, run="short", num_tokens=10.0))
+    first = [request.run for request in drain(queue)[:40]]
+    assert first.count("short") == pytest.approx(36, abs=2)
+
+
+def test_runs_of_one_tenant_share_that_tenants_part():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(50):
+        for run in range(3):
+            queue.add_request(FakeRequest(0.0, rank=0, run=f"many-{run}", tenant="many"))
+        queue.add_request(FakeRequest(0.0, rank=0, run="one", tenant="one"))
+    first = [request.tenant for request in drain(queue)[:40]]
+    assert first.count("one") == pytest.approx(20, abs=2)
+
+
+def test_a_run_without_waiting_calls_saves_up_no_turns():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(100):
+        queue.add_request(FakeRequest(0.0, rank=0, run="busy"))
+    for _ in range(50):
+        assert queue.pop_request().run == "busy"
+    for _ in range(50):
+        queue.add_request(FakeRequest(1.0, rank=0, run="late"))
+    first = [queue.pop_request().run for _ in range(20)]
+    assert first.count("late") == pytest.approx(10, abs=1)
+
+
+def test_a_run_does_not_lose_its_debt_by_sending_one_call_at_a_time():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(50):
+        queue.add_request(FakeRequest(0.0, rank=0, run="steady"))
+    served = []
+    for number in range(40):
+        if not any(request.run == "eager" for request in queue):
+            queue.add_request(FakeRequest(float(number), rank=0, run="eager"))
+        served.append(queue.pop_request().run)
+    assert served.count("eager") == pytest.approx(20, abs=2)
+
+
+def test_what_a_call_took_more_than_expected_is_charged_to_its_run():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(50):
+        for run in ("as expected", "longer"):
+            queue.add_request(FakeRequest(0.0, rank=0, run=run))
+    served = []
+    for _ in range(40):
+        request = queue.pop_request()
+        served.append(request.run)
+        if request.run == "longer":
+            queue.charge(request, 30.0)
+    assert served.count("longer") == pytest.approx(8, abs=1)
+
+
+def test_a_request_put_back_costs_its_run_nothing():
+    queue = make_queue(aging_s=1e9)
+    for _ in range(20):
+        for run in ("skipped", "served"):
+            queue.add_request(FakeRequest(0.0, rank=0, run=run))
+    served = []
+    while len(served) < 20:
+        request = queue.pop_request()
+        if request.run == "skipped":
+            queue.prepend_request(request)  # as if its adapter did not fit this step
+            request = queue.pop_request()
+        served.append(request.run)
+    assert served.count("skipped") == pytest.approx(10, abs=1)
+
+
+# --- holding -----------------------------------------------------------------------------------
+
+
+def test_a_held_request_lets_others_pass_and_comes_back_at_its_place():
+    queue = make_queue()
+    first, second, third = (FakeRequest(0.0, rank=rank) for rank in range(3))
+    for request in (first, second, third):
+        queue.add_request(request)
+    queue.hold(first)
+    assert queue.pop_request() is second
+    assert len(queue) == 2 and queue.num_held == 1
+    queue.release(first.request_id)
+    queue.release(first.request_id)
+    queue.release("unknown")
+    assert drain(queue) == [first, third] and queue.num_held == 0
+
+
+def test_a_queue_of_held_requests_has_no_head_but_a_length():
+    queue = make_queue()
+    held = FakeRequest(0.0, rank=0)
+    queue.add_request(held)
+    queue.hold(held)
+    assert not queue and len(queue) == 1 and list(queue) == [held]
+    with pytest.raises(IndexError):
+        queue.peek_request()
+    queue.remove_request(held)
+    queue.release(held.request_id)
+    assert not queue and not len(queue) and queue.num_held == 0
+
+
+def test_a_held_run_does_not_block_another():
+    queue = make_queue()
+    held, free = FakeRequest(0.0, rank=0, run="a"), FakeRequest(1.0, rank=0, run="b")
+    queue.add_request(held)
+    queue.add_request(free)
+    queue.hold(held)
+    assert drain(queue) == [free]
+
+
+def test_random_traffic_keeps_the_counts():
+    chance = random.Random(3)
+    queue = make_queue(aging_s=5.0)
+    waiting: dict[str, FakeRequest] = {}
+    held: set[str] = set()
+    for step in range(5_000):
+        queue.now = float(step)
+        action = chance.random()
+        if action < 0.4 or not waiting:
+            rank = chance.choice([None, chance.randrange(9)])
+            request = FakeRequest(
+                float(step), rank, f"run-{chance.randrange(4)}", chance.choice("ab")
+            )
+            queue.add_request(request)
+            waiting[request.request_id] = request
+        elif action < 0.6 and queue:
+            request = queue.pop_request()
+            assert request.request_id not in held
+            del waiting[request.request_id]
+        elif action < 0.75 and queue:
+            request = queue.peek_request()
+            queue.hold(request)
+            held.add(request.request_id)
+        elif action < 0.9 and held:
+            queue.release(held.pop())
+        else:
+            request = waiting.pop(chance.choice(list(waiting)))
+            held.discard(request.request_id)
+            queue.remove_request(request)
+        assert len(queue) == len(waiting) and queue.num_held == len(held)
+        assert bool(queue) == (len(waiting) > len(held))
+    assert set(queue) == set(waiting.values())
 
 
 def test_an_empty_queue_says_so():
