@@ -7,7 +7,7 @@ import msgspec
 from helium.plan.operators import Sampling
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """The whole content of a call; equal deterministic calls have equal outputs.
 
     Attributes:

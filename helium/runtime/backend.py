@@ -15,7 +15,7 @@ class EngineUnavailable(EngineError):
     """An engine cannot serve now, but may later, or another one may: the call is made again."""
 
 
-class ModelCall(msgspec.Struct, frozen=True):
+class ModelCall(msgspec.Struct, frozen=True, gc=False):
     """A call and who makes it.
 
     Attributes:
@@ -28,7 +28,7 @@ class ModelCall(msgspec.Struct, frozen=True):
     cache_salt: str | None = None
 
 
-class ModelAnswer(msgspec.Struct, frozen=True):
+class ModelAnswer(msgspec.Struct, frozen=True, gc=False):
     """What came back: the ``n`` texts and the call's token counts."""
 
     texts: tuple[str, ...]

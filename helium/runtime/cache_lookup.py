@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from helium.runtime.backend import ModelAnswer
 from helium.runtime.prompt_cache import Entry, PromptCache, entry_key
 
-Found = Callable[[ModelAnswer | None], None]
+_T = TypeVar("_T")
+Found = Callable[[_T, ModelAnswer | None], None]
 
 _MAX_BATCH = 1024
 """Lookups or answers per trip to the cache; bounds how long the first of them waits."""
@@ -30,24 +32,25 @@ class CacheLookup:
         """
         self._cache = cache
         self._revision = revision
-        self._questions: list[tuple[bytes, Found]] = []
+        self._questions: list[tuple[bytes, Found[Any], Any]] = []
         self._answers: list[tuple[bytes, str | None, Entry]] = []
         self._thread = ThreadPoolExecutor(1, "helium-prompt-cache")
         self._trips: asyncio.Task[None] | None = None
 
-    def ask(self, key: tuple[str | None, bytes], found: Found) -> None:
-        """Looks a call up and tells ``found`` the answer, or ``None``; not before it returns.
+    def key(self, tenant: str | None, call: bytes) -> bytes:
+        """Returns what an encoded call of a tenant is found by."""
+        return entry_key(self._revision, tenant, call)
 
-        Args:
-            key: The tenant and the encoded call.
+    def ask(self, key: bytes, found: Found[_T], asker: _T) -> None:
+        """Looks a call up and tells ``found`` the asker and the answer, or ``None``; not before it
+        returns.
         """
-        self._questions.append((entry_key(self._revision, *key), found))
+        self._questions.append((key, found, asker))
         self._wake()
 
-    def tell(self, key: tuple[str | None, bytes], answer: ModelAnswer) -> None:
+    def tell(self, key: bytes, tenant: str | None, answer: ModelAnswer) -> None:
         """Stores an answer, some time later."""
-        entry = Entry(answer.texts, answer.num_output_tokens)
-        self._answers.append((entry_key(self._revision, *key), key[0], entry))
+        self._answers.append((key, tenant, Entry(answer.texts, answer.num_output_tokens)))
         self._wake()
 
     async def close(self) -> None:
@@ -69,10 +72,13 @@ class CacheLookup:
                     self._questions[:_MAX_BATCH],
                     self._questions[_MAX_BATCH:],
                 )
-                keys = [key for key, _ in asked]
+                keys = [key for key, _, _ in asked]
                 entries = await loop.run_in_executor(self._thread, self._cache.get, keys)
-                for (_, found), entry in zip(asked, entries, strict=True):
-                    found(entry and ModelAnswer(entry.outputs, num_output_tokens=entry.num_tokens))
+                for (_, found, asker), entry in zip(asked, entries, strict=True):
+                    answer = None
+                    if entry is not None:
+                        answer = ModelAnswer(entry.outputs, num_output_tokens=entry.num_tokens)
+                    found(asker, answer)
             if self._answers:
                 told, self._answers = self._answers[:_MAX_BATCH], self._answers[_MAX_BATCH:]
                 await loop.run_in_executor(self._thread, self._cache.put, told)

@@ -63,12 +63,13 @@ class Ticket:
 class _Request:
     """One call to make, for everyone with a ticket; ``worker`` is the task that makes it now."""
 
-    __slots__ = ("call", "engine", "key", "tickets", "worker")
+    __slots__ = ("cache_key", "call", "engine", "key", "tickets", "worker")
 
     def __init__(self, call: ModelCall, engine: int, key: Key | None) -> None:
         self.call = call
         self.engine = engine
         self.key = key
+        self.cache_key: bytes | None = None
         self.tickets: dict[Ticket, None] = {}
         self.worker: asyncio.Task[object] | None = None
 
@@ -133,7 +134,8 @@ class Dispatcher:
         if key is not None:
             self._in_flight[key] = request
         if key is not None and self._cache is not None:
-            self._cache.ask(key, lambda answer: self._looked_up(request, answer))
+            request.cache_key = self._cache.key(*key)
+            self._cache.ask(request.cache_key, self._looked_up, request)
         else:
             self._enqueue(request)
         return ticket
@@ -178,10 +180,10 @@ class Dispatcher:
             request.worker = None
         if not request.tickets:
             return
-        if self._cache is not None and request.key is not None:
+        if self._cache is not None and request.cache_key is not None:
             num_outputs = request.call.call.sampling.n
             if isinstance(outcome, ModelAnswer) and len(outcome.texts) == num_outputs:
-                self._cache.tell(request.key, outcome)
+                self._cache.tell(request.cache_key, request.call.cache_salt, outcome)
         self._deliver(request, outcome, "engine", "shared")
 
     def _deliver(

@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,13 @@ import msgspec
 
 from helium.errors import CacheError
 from helium.plan.calls import Call
-from helium.runtime.sqlite_file import SchemaMismatch, open_sqlite, transaction
+from helium.runtime.sqlite_file import (
+    MAX_VARIABLES,
+    SchemaMismatch,
+    insert_rows,
+    open_sqlite,
+    transaction,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +75,7 @@ CREATE TRIGGER entry_removed AFTER DELETE ON entries BEGIN
 
 _INSERT = """
 INSERT INTO entries (key, tenant, outputs, num_tokens, checksum, num_bytes, used_at)
-VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING
 """
-
-_MAX_VARIABLES = 512
-"""Keys per query; SQLite takes at least 999."""
 
 
 class Entry(NamedTuple):
@@ -236,8 +239,7 @@ class PromptCache:
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, Entry]:
         found: dict[bytes, Entry] = {}
-        for first in range(0, len(keys), _MAX_VARIABLES):
-            some = keys[first : first + _MAX_VARIABLES]
+        for some in _batched(keys):
             marks = ",".join("?" * len(some))
             for key, outputs, num_tokens, checksum in self._connection.execute(
                 f"SELECT key, outputs, num_tokens, checksum FROM entries WHERE key IN ({marks})",
@@ -261,16 +263,18 @@ class PromptCache:
         if not (entries or self._touched or self._num_hits or self._num_misses):
             return
         now = self._clock()
-        execute, executemany = self._connection.execute, self._connection.executemany
+        execute = self._connection.execute
         try:
             with transaction(self._connection):
-                executemany(
-                    "UPDATE entries SET used_at = ? WHERE key = ?",
-                    [(now, key) for key in self._touched],
-                )
-                executemany("DELETE FROM entries WHERE key = ?", [(k,) for k in self._damaged])
+                for keys in _batched(list(self._touched)):
+                    marks = ",".join("?" * len(keys))
+                    execute(f"UPDATE entries SET used_at = ? WHERE key IN ({marks})", [now, *keys])
+                for keys in _batched(list(self._damaged)):
+                    marks = ",".join("?" * len(keys))
+                    execute(f"DELETE FROM entries WHERE key IN ({marks})", keys)
                 # Another process may have stored the same call just now.
-                executemany(_INSERT, self._rows(entries, now))
+                unless_there = "ON CONFLICT (key) DO NOTHING"
+                insert_rows(self._connection, _INSERT, self._rows(entries, now), unless_there)
                 execute(
                     "UPDATE totals SET num_hits = num_hits + ?, num_misses = num_misses + ?",
                     (self._num_hits, self._num_misses),
@@ -349,12 +353,25 @@ class TenantCache:
         return entry_key(self._revision, self._tenant, msgspec.json.encode(call))
 
 
+def _batched(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yields the keys in parts that one statement takes."""
+    for first in range(0, len(keys), MAX_VARIABLES):
+        yield keys[first : first + MAX_VARIABLES]
+
+
 def entry_key(revision: str, tenant: str | None, call: bytes) -> bytes:
     """Returns the key of an encoded call, 32 bytes; no tenant differs from an empty name."""
-    digest = hashlib.blake2b(digest_size=32)
-    digest.update(msgspec.json.encode((CACHE_VERSION, revision, tenant)))
+    digest = _digest_of(revision, tenant).copy()
     digest.update(call)
     return digest.digest()
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(revision: str, tenant: str | None) -> hashlib.blake2b:
+    """Returns what the keys of a tenant have in common; copy it."""
+    digest = hashlib.blake2b(digest_size=32)
+    digest.update(msgspec.json.encode((CACHE_VERSION, revision, tenant)))
+    return digest
 
 
 def _checksum(key: bytes, outputs: bytes, num_tokens: int) -> bytes:

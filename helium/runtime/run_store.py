@@ -27,7 +27,7 @@ from helium.runtime.events import (
     RunStarted,
 )
 from helium.runtime.run_lock import RunLock
-from helium.runtime.sqlite_file import open_sqlite, transaction
+from helium.runtime.sqlite_file import insert_rows, open_sqlite, transaction
 
 STORE_VERSION = 1
 SPEC_VERSION = 1
@@ -171,7 +171,7 @@ class RunStore:
         num_done = sum(isinstance(event, CallFinished) for event in events)
         with self._reporting("written"), transaction(self._connection):
             execute = self._connection.execute
-            self._connection.executemany("INSERT INTO events (run, event) VALUES (?, ?)", kept)
+            insert_rows(self._connection, "INSERT INTO events (run, event)", kept)
             execute(
                 "UPDATE runs SET updated_at = ?, num_done = num_done + ? WHERE id = ?",
                 (time.time(), num_done, run),

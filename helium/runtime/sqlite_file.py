@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 
 BUSY_TIMEOUT_S = 10.0
@@ -12,6 +13,9 @@ BUSY_TIMEOUT_S = 10.0
 
 PAGE_CACHE_KIB = 16 << 10
 """Memory for pages; keys are hashes, so that a transaction touches pages all over the file."""
+
+MAX_VARIABLES = 512
+"""Values of one statement; SQLite takes at least 999."""
 
 
 class SchemaMismatch(sqlite3.DatabaseError):
@@ -75,3 +79,24 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(version)
+
+
+def insert_rows(
+    connection: sqlite3.Connection, head: str, rows: Iterable[Sequence[object]], tail: str = ""
+) -> None:
+    """Inserts rows, as many per statement as SQLite takes values.
+
+    A statement per row would let go of the interpreter's lock and wait for it again each time,
+    which takes milliseconds while another thread, such as an event loop, is busy.
+
+    Args:
+        head: ``INSERT INTO ... (...)``, up to ``VALUES``.
+        rows: Values, the same number each.
+        tail: What follows the values.
+    """
+    left = iter(rows)
+    while first := next(left, None):
+        some = [first, *islice(left, MAX_VARIABLES // len(first) - 1)]
+        marks = f"({','.join('?' * len(first))})"
+        values = list(chain.from_iterable(some))
+        connection.execute(f"{head} VALUES {','.join([marks] * len(some))} {tail}", values)
