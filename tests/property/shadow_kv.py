@@ -21,7 +21,6 @@ from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.kv_cache_manager import KVCacheManager
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
@@ -30,8 +29,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
 from tests.property.shadow_worker import VOCAB, ShadowError, ShadowWorker
-from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
-from vllm_helium.prefix_cache.options import PrefixCacheOptions
+from vllm_helium.config import HeliumConfig
+from vllm_helium.request import write_context
+from vllm_helium.scheduler.scheduler import HeliumAsyncScheduler, HeliumScheduler
 
 STEP_S = 0.01
 
@@ -57,23 +57,18 @@ def build_engine_config(model: Path, *, is_async: bool, policy: str) -> Any:
 
 
 def build_scheduler(
-    config: Any,
-    num_blocks: int,
-    block_size: int,
-    options: PrefixCacheOptions | None,
-    is_async: bool,
+    config: Any, num_blocks: int, block_size: int, helium: HeliumConfig, is_async: bool
 ) -> Scheduler:
-    """Upstream's scheduler over our KV cache manager."""
+    """Our scheduler over our KV cache manager."""
     if not hasattr(Scheduler, "kv_cache_manager_cls"):
         raise ShadowError("vllm here is not the fork: its scheduler has no kv_cache_manager_cls")
     config.cache_config.num_gpu_blocks = num_blocks
     config.cache_config.block_size = block_size
+    config.helium_config = helium
     spec = FullAttentionSpec(
         block_size=block_size, num_kv_heads=1, head_size=32, dtype=torch.float32
     )
-    base = AsyncScheduler if is_async else Scheduler
-    factory = kv_cache_manager_factory(config, options)
-    cls = type("TrtScheduler", (base,), {"kv_cache_manager_cls": staticmethod(factory)})
+    cls = HeliumAsyncScheduler if is_async else HeliumScheduler
     return cls(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
@@ -111,6 +106,8 @@ class ShadowConfig:
     use_v2_runner: bool = False
     min_partial_tokens: int = 4
     num_rows: int = 6
+    order: str = "row"
+    prefill_tokens: int = 40
 
 
 class ShadowRun:
@@ -123,9 +120,13 @@ class ShadowRun:
     def __init__(self, engine_config: Any, config: ShadowConfig) -> None:
         self.config = config
         self.random = random.Random(config.seed)
-        options = PrefixCacheOptions(min_partial_tokens=config.min_partial_tokens)
+        helium = HeliumConfig(
+            min_partial_tokens=config.min_partial_tokens,
+            order=config.order,
+            prefill_tokens=config.prefill_tokens,
+        )
         self.scheduler = build_scheduler(
-            engine_config, config.num_blocks, config.block_size, options, config.is_async
+            engine_config, config.num_blocks, config.block_size, helium, config.is_async
         )
         self.scheduler.use_v2_model_runner = config.use_v2_runner
         self.manager = self.scheduler.kv_cache_manager
@@ -146,7 +147,7 @@ class ShadowRun:
         self.num_runs = 0
         self.system_prompt = tuple(self._random_text(30, 60))
         self.plan = self._make_plan()
-        self.manager.register_plan(self.plan.digest(), self.plan)
+        self.scheduler.helium_rpc("register_plan", self.plan.to_json())
         self.adapters = [LoRARequest(f"adapter-{i}", i, f"/adapters/{i}") for i in (1, 2)]
 
     def _random_text(self, low: int, high: int) -> list[int]:
@@ -188,21 +189,23 @@ class ShadowRun:
             tokens = (base[:cut] + self._random_text(1, 40))[:400]
             salt = self.random.choice([None, None, None, "tenant"])
             adapter = self.random.choice([None, None, None, *self.adapters])
+        params = SamplingParams(
+            max_tokens=self.random.choice([1, 2, 5, 17, 60]),
+            ignore_eos=True,
+            temperature=0.0,
+            skip_reading_prefix_cache=True if self.random.random() < 0.03 else None,
+        )
+        params.extra_args = {}
+        write_context(params.extra_args, context)
         request = Request(
             request_id,
             tokens,
-            SamplingParams(
-                max_tokens=self.random.choice([1, 2, 5, 17, 60]),
-                ignore_eos=True,
-                temperature=0.0,
-                skip_reading_prefix_cache=True if self.random.random() < 0.03 else None,
-            ),
+            params,
             None,
             cache_salt=salt,
             lora_request=adapter,
             priority=self.random.randrange(3),
         )
-        request.helium = context
         self.worker.seeds[request_id] = hash((salt, adapter.lora_path if adapter else None))
         if context is not None:
             self.contexts[request_id] = context
