@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from vllm.inputs import tokens_input
 
 from helium.errors import EngineError
+from helium.plan.calls import Call
 from helium.protocol import EnginePlan
-from helium.runtime.backend import ModelAnswer, ModelCall
+from helium.runtime.backend import EngineUnavailable, ModelAnswer, ModelCall
 from vllm_helium.engine_calls import answer_of, check_model, render, request_params
 from vllm_helium.integration.engine_rpc import call_engines_async
+
+_LONG_PROMPT = 20_000
+"""Characters from which a prompt is tokenized on a thread; shorter ones take under 10 ms."""
 
 
 class AsyncLLMBackend:
     """Runs calls on an ``AsyncLLM``, which batches them with everything else it serves."""
 
-    def __init__(self, engine_client: Any) -> None:
+    def __init__(self, engine_client: Any, models: Any = None) -> None:
+        """Starts nothing.
+
+        Args:
+            models: The server's ``OpenAIServingModels``, which knows aliases and LoRA adapters.
+                Without it calls may name the served model alone.
+        """
         self._client = engine_client
         self._tokenizer = engine_client.get_tokenizer()
-        self._served = engine_client.model_config.served_model_name
+        self._model_config = engine_client.model_config
+        self._models = models
         self._has_plans = engine_client.vllm_config.helium_config is not None
         self._ids = (f"helium-{id(self):x}-{number}" for number in itertools.count())
+        # One thread: a Hugging Face tokenizer is not to be used by several at once.
+        self._thread = ThreadPoolExecutor(1, "helium-render")
+        widest = getattr(self._tokenizer, "max_chars_per_token", None)
+        self._max_chars = self._model_config.max_model_len * widest if widest else None
 
     async def register(self, plan: EnginePlan) -> None:
         if self._has_plans:
@@ -32,20 +49,54 @@ class AsyncLLMBackend:
         """Answers one call; cancelling it aborts the request.
 
         Raises:
+            EngineUnavailable: The engine is dead; the server is about to end.
             EngineError: The engine refused or ended it.
         """
         try:
-            check_model(request.call, self._served)
-            token_ids = render(request.call, self._tokenizer)
+            lora = self._adapter(request.call)
+            token_ids = await self._render(request.call)
             prompt = tokens_input(token_ids, cache_salt=request.cache_salt)
             params = request_params(request, with_context=self._has_plans)
             last = None
-            async for output in self._client.generate(prompt, params, next(self._ids)):
+            stream = self._client.generate(prompt, params, next(self._ids), lora_request=lora)
+            async for output in stream:
                 last = output
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"{type(error).__name__}: {error}") from error
+            # Not for good: the run is left off when the server ends, and goes on after a restart.
+            kind = EngineUnavailable if self._client.errored else EngineError
+            raise kind(f"{type(error).__name__}: {error}") from error
         if last is None:
             raise EngineError("the engine gave no output")
         return answer_of(last)
+
+    def _adapter(self, call: Call) -> Any:
+        """Returns the LoRA adapter a call names, ``None`` for the model itself.
+
+        Raises:
+            EngineError: The name is neither an alias of the model nor an adapter.
+        """
+        if self._models is None:
+            check_model(call, self._model_config.served_model_name)
+            return None
+        if call.model is None or self._models.is_base_model(call.model):
+            return None
+        adapter = self._models.lora_requests.get(call.model)
+        if adapter is None:
+            names = [path.name for path in self._models.base_model_paths]
+            check_model(call, [*names, *self._models.lora_requests])
+        return adapter
+
+    async def _render(self, call: Call) -> list[int]:
+        texts = [call.prompt] if call.prompt is not None else [text for _, text in call.messages]
+        num_chars = sum(len(text) for text in texts if text)
+        if self._max_chars is not None and num_chars > self._max_chars:
+            raise EngineError(
+                f"the prompt has {num_chars} characters, which is more than the model's "
+                f"{self._model_config.max_model_len} tokens can hold; shorten it"
+            )
+        if num_chars < _LONG_PROMPT:
+            return render(call, self._tokenizer)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, render, call, self._tokenizer)

@@ -57,11 +57,13 @@ class Driver:
         spec: RunSpec,
         schedule: WorkflowPlan | None,
         lock: RunLock | None,
+        num_earlier_events: int = 0,
     ) -> None:
         """Starts nothing.
 
         Args:
             lock: Held until the run is over, where there is a store.
+            num_earlier_events: Of the run, in the store.
 
         Raises:
             PlanError: The schedule is for another number of engines.
@@ -81,7 +83,7 @@ class Driver:
         self._execution = Execution(
             spec.compiled, shared.dispatcher, shared.threads, run, schedule, options
         )
-        self.run = Run(run, self._execution)
+        self.run = Run(run, self._execution, spec.request_digest, num_earlier_events)
         self._checkpoint: Checkpoint | None = None
         self._tell: Listener = self.run.publish
         if shared.store is not None:

@@ -59,6 +59,14 @@ class RunResult(msgspec.Struct):
     elapsed_s: float
     version: int = RESULT_VERSION
 
+    def rows(self) -> list[dict[str, Value | None]]:
+        """Returns the results row by row: one value for every output that has such a row."""
+        num_rows = max((len(values) for values in self.outputs.values()), default=0)
+        return [
+            {key: values[row] for key, values in self.outputs.items() if row < len(values)}
+            for row in range(num_rows)
+        ]
+
     @property
     def total(self) -> CallCounts:
         """Counts over all operators."""

@@ -24,10 +24,16 @@ class Run:
 
     Attributes:
         id: What it is resumed, watched and cancelled by.
+        request_digest: Of what was asked for, see ``request_digest``.
+        num_earlier_events: Events written before this process took the run on.
     """
 
-    def __init__(self, run: str, execution: Execution) -> None:
+    def __init__(
+        self, run: str, execution: Execution, request_digest: str = "", num_earlier_events: int = 0
+    ) -> None:
         self.id = run
+        self.request_digest = request_digest
+        self.num_earlier_events = num_earlier_events
         self._execution = execution
         self._events: list[Event] = []
         self._news = asyncio.Event()

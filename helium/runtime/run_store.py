@@ -55,7 +55,7 @@ CREATE TABLE events (
 CREATE INDEX events_by_run ON events (run, number);
 """
 
-_KEPT = (RunStarted, CallFinished, FunctionFinished, RowFailed, RunFinished)
+WRITTEN = (RunStarted, CallFinished, FunctionFinished, RowFailed, RunFinished)
 """Events that are written; the others follow from these."""
 
 
@@ -70,6 +70,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         signature: Of the workflow as written; its profile is found by it.
         compiled: The plan with its batch as the optimizer left it, so that operators and rows mean
             the same when the run is resumed.
+        request_digest: Of what the caller asked for, see ``request_digest``; empty in runs of
+            earlier releases.
     """
 
     workflow: str
@@ -78,6 +80,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache_salt: str | None = None
     timeout_s: float | None = None
     function_timeout_s: float = 60.0
+    request_digest: str = ""
     version: int = SPEC_VERSION
 
 
@@ -165,7 +168,7 @@ class RunStore:
         Raises:
             RunError: The file cannot be written; nothing of it was.
         """
-        kept = [(run, msgspec.json.encode(event)) for event in events if isinstance(event, _KEPT)]
+        kept = [(run, msgspec.json.encode(event)) for event in events if isinstance(event, WRITTEN)]
         if not kept:
             return
         num_done = sum(isinstance(event, CallFinished) for event in events)
@@ -188,10 +191,8 @@ class RunStore:
                         (event.status, event.num_failures, run),
                     )
 
-    def load(self, run: str) -> RunSpec:
-        """Returns what a run was asked to do, with what it has done already as ``known``.
-
-        Rows that failed are not known: they are tried again.
+    def spec(self, run: str) -> RunSpec:
+        """Returns what a run was asked to do.
 
         Raises:
             RunError: The run is unknown, of another version, or cannot be read.
@@ -211,6 +212,17 @@ class RunStore:
             spec.compiled.plan.validate()
         except (msgspec.MsgspecError, WorkflowError) as error:
             raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
+        return spec
+
+    def load(self, run: str) -> RunSpec:
+        """Returns what a run was asked to do, with what it has done already as ``known``.
+
+        Rows that failed are not known: they are tried again.
+
+        Raises:
+            RunError: The run is unknown, of another version, or cannot be read.
+        """
+        spec = self.spec(run)
         compiled = spec.compiled
         known = {name: dict(rows) for name, rows in compiled.known.items()}
         for _, event in self.events(run):
@@ -221,21 +233,37 @@ class RunStore:
         compiled = msgspec.structs.replace(compiled, known=known)
         return msgspec.structs.replace(spec, compiled=compiled)
 
-    def events(self, run: str, after: int = 0) -> list[tuple[int, Event]]:
+    def events(self, run: str, after: int = 0, limit: int | None = None) -> list[tuple[int, Event]]:
         """Returns a run's events that were written after number ``after``, with their numbers.
+
+        Args:
+            limit: Most events to return; all by default.
 
         Raises:
             RunError: The file cannot be read.
         """
         with self._reporting("read"):
             rows = self._connection.execute(
-                "SELECT number, event FROM events WHERE run = ? AND number > ? ORDER BY number",
-                (run, after),
+                "SELECT number, event FROM events WHERE run = ? AND number > ? "
+                "ORDER BY number LIMIT ?",
+                (run, after, -1 if limit is None else limit),
             ).fetchall()
         try:
             return [(number, msgspec.json.decode(raw, type=Event)) for number, raw in rows]
         except msgspec.MsgspecError as error:
             raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
+
+    def num_events(self, run: str) -> int:
+        """Returns how many events of a run are written.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        with self._reporting("read"):
+            (count,) = self._connection.execute(
+                "SELECT count(*) FROM events WHERE run = ?", (run,)
+            ).fetchone()
+        return int(count)
 
     def runs(self) -> list[RunInfo]:
         """Returns all runs, the oldest first.

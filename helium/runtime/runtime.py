@@ -26,6 +26,7 @@ from helium.runtime.function_threads import FunctionThreads
 from helium.runtime.processor import new_run_id
 from helium.runtime.profile_store import ProfileStore, workflow_signature
 from helium.runtime.prompt_cache import PromptCache
+from helium.runtime.request_digest import request_digest
 from helium.runtime.result import RunResult
 from helium.runtime.retries import RetryPolicy
 from helium.runtime.run import Run
@@ -45,12 +46,15 @@ class RuntimeOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         call_timeout_s: Seconds one attempt at a call may take; ``None`` waits for ever.
         max_open_calls: Calls under way per engine.
         function_timeout_s: Seconds a user function may take for one row.
+        is_planned: Whether runs are scheduled. Without it every call is ordinary traffic of the
+            first engine.
     """
 
     retries: RetryPolicy = RetryPolicy()
     call_timeout_s: float | None = None
     max_open_calls: int = MAX_OPEN_CALLS
     function_timeout_s: float = 60.0
+    is_planned: bool = True
 
 
 class Runtime:
@@ -147,6 +151,7 @@ class Runtime:
         switches: Switches = ALL_ON,
         cache_salt: str | None = None,
         timeout_s: float | None = None,
+        resume: bool = False,
     ) -> Run:
         """Optimizes, plans and starts a workflow.
 
@@ -157,6 +162,8 @@ class Runtime:
             switches: Which optimizer rules run.
             cache_salt: Tenant of every call.
             timeout_s: Seconds the run may take; what is not done by then fails.
+            resume: Go on with the run of this id if there is one, here or in the store; it must
+                have been asked for the same workflow, batch and tenant.
 
         Raises:
             WorkflowError: The batch does not fit the workflow.
@@ -168,6 +175,11 @@ class Runtime:
             plan, sources = workflow, {}
         compiled = bind(plan, batch, sources=sources, functions=self._functions)
         run = run or new_run_id()
+        digest = request_digest(plan, compiled.columns, cache_salt)
+        if resume:
+            known = await self._find(run, digest)
+            if known is not None:
+                return known
         if run in self._runs:
             raise RunError(f"run {run!r} is running; watch it, or take another id")
         loop = asyncio.get_running_loop()
@@ -182,6 +194,7 @@ class Runtime:
             cache_salt=cache_salt,
             timeout_s=timeout_s,
             function_timeout_s=self._options.function_timeout_s,
+            request_digest=digest,
         )
         lock: RunLock | None = None
         if self._store is not None:
@@ -233,11 +246,51 @@ class Runtime:
         try:
             spec = await loop.run_in_executor(self._disk, store.load, run)
             bind(spec.compiled.plan, spec.compiled.columns, functions=self._functions)
+            num_events = await loop.run_in_executor(self._disk, store.num_events, run)
             await loop.run_in_executor(self._disk, store.reopen, run)
         except BaseException:
             lock.release()
             raise
-        return await self._start(run, spec, lock)
+        return await self._start(run, spec, lock, num_events)
+
+    def running(self, run: str) -> Run | None:
+        """Returns a run that goes on in this runtime."""
+        return self._runs.get(run)
+
+    @property
+    def num_running(self) -> int:
+        """How many runs go on in this runtime."""
+        return len(self._runs)
+
+    async def plan(self, run: str) -> WorkflowPlan | None:
+        """Returns how a run of the store is scheduled from its beginning; ``None``: no calls.
+
+        Raises:
+            RunError: The run is unknown or cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        spec = await loop.run_in_executor(self._disk, self._require_store().spec, run)
+        return await loop.run_in_executor(self._planner, self._plan, spec)
+
+    async def _find(self, run: str, digest: str) -> Run | None:
+        """Returns the run of this id, going on; it must have been asked for the same.
+
+        Raises:
+            RunError: It was asked for something else, or another process works on it.
+        """
+        running = self._runs.get(run)
+        if running is not None:
+            _check_same(run, running.request_digest, digest)
+            return running
+        if self._store is None:
+            return None
+        loop = asyncio.get_running_loop()
+        infos = await loop.run_in_executor(self._disk, self._store.runs)
+        if all(info.id != run for info in infos):
+            return None
+        spec = await loop.run_in_executor(self._disk, self._store.spec, run)
+        _check_same(run, spec.request_digest, digest)
+        return await self.resume(run)
 
     async def cancel(self, run: str) -> None:
         """Cancels a run of this runtime at once, or asks the process that works on it.
@@ -277,11 +330,13 @@ class Runtime:
             raise RunError("this runtime has no store of runs; give it one: store=RunStore(path)")
         return self._store
 
-    async def _start(self, run: str, spec: RunSpec, lock: RunLock | None) -> Run:
+    async def _start(
+        self, run: str, spec: RunSpec, lock: RunLock | None, num_earlier_events: int = 0
+    ) -> Run:
         try:
             loop = asyncio.get_running_loop()
             schedule = await loop.run_in_executor(self._planner, self._plan, spec)
-            driver = Driver(self._shared, run, spec, schedule, lock)
+            driver = Driver(self._shared, run, spec, schedule, lock, num_earlier_events)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -302,6 +357,8 @@ class Runtime:
     def _plan(self, spec: RunSpec) -> WorkflowPlan | None:
         """Plans what is left to do, in a thread; ``None`` if that needs no call."""
         compiled = spec.compiled
+        if not self._options.is_planned:
+            return None
         if not any(compiled.calls(operator.name) for operator in compiled.plan.llm_operators):
             return None
         profile: Profile | None = None
@@ -328,3 +385,11 @@ class Runtime:
             for run in wanted & self._runs.keys():
                 self._runs[run].cancel()
         self._poller = None
+
+
+def _check_same(run: str, known: str, asked: str) -> None:
+    if known != asked:
+        raise RunError(
+            f"run {run!r} was asked for another workflow, batch or cache_salt; take another id, or "
+            "ask for the same again to go on with it"
+        )

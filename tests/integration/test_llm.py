@@ -11,7 +11,7 @@ from helium.errors import ConfigError, EngineError, PlanError
 from helium.plan.interpret import interpret
 from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan, PlanOperator, WorkflowContext
-from helium.runtime import ModelCall, invoke_async
+from helium.runtime import ModelCall, RunError, invoke_async
 from helium.templates.tokenizer import TransformersTokenizer
 from tests.integration.conftest import FAST_ENGINE_ARGUMENTS, FAST_ENGINE_ENVIRONMENT
 
@@ -169,6 +169,30 @@ def test_run_workflow_also_works_where_an_event_loop_runs(llm):
 
     result = asyncio.run(notebook())
     assert result.failures == [] and len(result.outputs["answer"]) == 1
+
+
+def test_a_run_of_an_id_goes_on_and_only_for_the_same_request(llm, tmp_path):
+    workload = mapreduce.build_mmlu(2, scale=0.1, max_tokens=3)
+    files = {"store": tmp_path / "runs.db", "profiles": tmp_path / "profiles"}
+    arguments = {"run": "r1", "use_tqdm": False, **files}
+    first = llm.run_workflow(workload.graph, workload.batch, **arguments)
+    again = llm.run_workflow(workload.graph, workload.batch, **arguments)
+    assert first.outputs == again.outputs and again.rows() == first.rows()
+    assert (first.total.num_calls, again.total.num_calls) == (16, 0)
+    with pytest.raises(RunError, match="another workflow, batch or cache_salt"):
+        llm.run_workflow(workload.graph, workload.batch, cache_salt="other", **arguments)
+    with pytest.raises(ConfigError, match="store=PATH"):
+        llm.run_workflow(workload.graph, workload.batch, run="r1")
+
+
+def test_a_prompt_cache_answers_a_second_run_and_keeps_tenants_apart(llm, tmp_path):
+    workload = mapreduce.build_mmlu(2, scale=0.1, max_tokens=3)
+    arguments = {"prompt_cache": tmp_path / "prompts.db", "use_tqdm": False}
+    first = llm.run_workflow(workload.graph, workload.batch, **arguments)
+    again = llm.run_workflow(workload.graph, workload.batch, **arguments)
+    other = llm.run_workflow(workload.graph, workload.batch, cache_salt="other", **arguments)
+    assert first.outputs == again.outputs == other.outputs
+    assert [result.total.num_calls for result in (first, again, other)] == [16, 0, 16]
 
 
 def request_of(text, **sampling):
