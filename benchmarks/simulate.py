@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from benchmarks.baselines.systems import SYSTEMS, system
 from benchmarks.simulated_run import Setting, run_system
 from benchmarks.workflows import WORKFLOWS
-from helium.cost import DEVICES, MODELS
-from helium.errors import HeliumError
+from helium.cost import DEVICES, MODELS, RooflineModel, load_calibration
+from helium.errors import ConfigError, HeliumError
 
 _DEFAULT_SYSTEMS = ("op_wise", "langgraph", "lspf", "kvflow", "helium")
 
@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for model in options.model
         for engines in options.engines
     ]
+    devices = dict(DEVICES)
     try:
+        if options.calibration is not None:
+            calibrate(options.calibration, options.device)
         systems = [system(name) for name in options.system or _DEFAULT_SYSTEMS]
         results = []
         gc.freeze()  # what is loaded by now stays; collections need not look at it
@@ -72,11 +75,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: {error}\n")
     finally:
         gc.unfreeze()
+        DEVICES.update(devices)
     if options.output is not None:
         report = {"environment": environment(), "results": results}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
     return 0
+
+
+def calibrate(path: Path, devices: Sequence[str]) -> None:
+    """Replaces a device's assumed efficiency by what was measured on it, in this process.
+
+    Raises:
+        ConfigError: The file cannot be read, or is of a device that is not simulated.
+    """
+    found = load_calibration(path)
+    if found.device not in devices:
+        raise ConfigError(
+            f"calibration {str(path)!r} is of {found.device}, simulated are {list(devices)}; "
+            f"pass --device {found.device}"
+        )
+    DEVICES[found.device] = found.apply(RooflineModel.preset(found.device, found.model)).device
+    ratios = f"{found.flops_ratio:.3f} of the FLOP/s, {found.bandwidth_ratio:.3f} of the bandwidth"
+    print(
+        f"{found.device} as measured: {ratios}, {found.step_overhead_ms:.2f} ms a step", flush=True
+    )
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
@@ -159,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--blocks", type=int, help="KV blocks of each engine, instead of the device's memory")
     add("--seed", type=int, default=0)
     add("--rounds", type=int, help="of a workflow's debates; its own number by default")
+    add("--calibration", type=Path, help="efficiency as benchmarks/gpu measured it, a JSON file")
     add("--serial", action="store_true", help="arithmetic and memory traffic do not overlap")
     add("--data", help="folder of real data sets; see benchmarks/workflows/datasets.py")
     add("--warm", action="store_true", help="run another day first; its outputs may be reused")

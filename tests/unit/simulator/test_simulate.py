@@ -13,6 +13,7 @@ from benchmarks.output_lengths import AGENTS, output_lengths
 from benchmarks.simulate import main
 from benchmarks.simulated_run import Setting, run_system
 from benchmarks.workflows import WORKFLOWS
+from helium.cost import DEVICES
 from helium.errors import ConfigError
 from helium.plan.interpret import interpret
 
@@ -119,3 +120,27 @@ def test_the_command_names_what_is_wrong(capsys):
         main(["--system", "nobody"])
     assert error.value.code == 2
     assert "unknown system 'nobody'" in capsys.readouterr().err
+
+
+def test_the_command_takes_a_calibration_for_the_device_it_is_of(tmp_path, capsys):
+    preset = DEVICES["H100-80GB"]
+    path = tmp_path / "calibration.json"
+    measured = {"device": "H100-80GB", "model": "Qwen3-8B", "flops_ratio": 0.3}
+    measured |= {"bandwidth_ratio": 0.5, "step_overhead_ms": 9.0}
+    measured |= {"num_decode_steps": 9, "num_prefill_steps": 9}
+    path.write_text(json.dumps(measured | {"error_p50_ratio": 0.1, "error_p90_ratio": 0.2}))
+    arguments = ["--workflow", "debate-mmlu", "--rows", "2", "--scale", "0.1", "--max-tokens", "8"]
+    arguments += ["--system", "dataflow"]
+    makespans = []
+    for number, more in enumerate(([], ["--calibration", str(path)])):
+        output = tmp_path / f"{number}.json"
+        assert main([*arguments, *more, "--output", str(output)]) == 0
+        [result] = json.loads(output.read_text())["results"]
+        makespans.append(result["figures"]["makespan_s"])
+    assert result["assumptions"]["device"]["step_overhead_ms"] == 9.0
+    assert makespans[1] > makespans[0]
+    assert "H100-80GB as measured: 0.300 of the FLOP/s" in capsys.readouterr().out
+    assert DEVICES["H100-80GB"] == preset, "for one run only"
+    with pytest.raises(SystemExit):
+        main([*arguments, "--device", "H200", "--calibration", str(path)])
+    assert "pass --device H100-80GB" in capsys.readouterr().err
