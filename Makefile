@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
 
-.PHONY: demo test test-slow bench-sim lint upstream-tests wheel clean
+.PHONY: demo test test-slow bench bench-sim lint upstream-tests wheel clean
 
 $(MARK): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,11 @@ test: $(MARK)
 
 test-slow: $(MARK)
 	$(BIN)/python -m pytest -m slow
+
+# Real systems on this machine, over the OpenAI API: stock vLLM and frameworks get environments of
+# their own under build/real-systems on first use.
+bench: $(MARK)
+	$(BIN)/python -m benchmarks.real_systems
 
 # Paper scale in virtual time; runs are kept, so that a second call makes only what has changed.
 bench-sim: $(MARK)

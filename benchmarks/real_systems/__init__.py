@@ -1,0 +1,1 @@
+"""Real systems on the CPU: frameworks over stock vLLM, our runtime over this fork."""

@@ -1,0 +1,142 @@
+"""OpenAI servers on this machine: stock vLLM or this fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from helium.errors import EngineError
+
+MODEL = "model"
+_START_TIMEOUT_S = 300
+_STOP_TIMEOUT_S = 30
+
+_OPTIONS = (
+    "--dtype", "float32", "--enforce-eager", "--max-model-len", "8192",
+    "--max-num-seqs", "128", "--kv-cache-memory-bytes", str(2 << 30),
+    "--enable-prefix-caching", "--enable-prompt-tokens-details",
+)  # fmt: skip
+"""The same for both; whatever is not named is vLLM's default."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers.
+
+    Attributes:
+        base_url: Address without ``/v1``.
+        pid: Of the process that was started; engines are its children.
+    """
+
+    base_url: str
+    pid: int
+
+    @property
+    def api(self) -> str:
+        """Address of the OpenAI API."""
+        return f"{self.base_url}/v1"
+
+    def cpu_s(self) -> float:
+        """Returns the processor time used so far, in seconds: it does not see who else is here."""
+        import psutil
+
+        root = psutil.Process(self.pid)
+        times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+        return sum(time.user + time.system for time in times)
+
+    def reset_prefix_cache(self) -> None:
+        """Empties the prefix cache.
+
+        Raises:
+            EngineError: The server refused.
+        """
+        request = urllib.request.Request(f"{self.base_url}/reset_prefix_cache", method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answer.read()
+        except urllib.error.URLError as error:
+            raise EngineError(f"{self.base_url}: the cache cannot be reset: {error}") from None
+
+
+@contextmanager
+def serve(python: Path, model: Path, log: Path, extra: Sequence[str] = ()) -> Iterator[Server]:
+    """Runs a server and ends it.
+
+    Args:
+        python: Interpreter of the environment with vLLM in it.
+        model: Folder of the model.
+        extra: More options.
+
+    Raises:
+        EngineError: The server did not start; the message has the end of its log.
+    """
+    port = _free_port()
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",  # has the route that resets the prefix cache
+    }
+    if Path(python) != Path(sys.executable):
+        environment.pop("PYTHONPATH", None)  # else stock vLLM would find this fork
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as sink:
+        process = subprocess.Popen(
+            [*command, *_OPTIONS, *extra],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    server = Server(f"http://127.0.0.1:{port}", process.pid)
+    try:
+        _await(server, process, log)
+        yield server
+    finally:
+        _stop(process)
+
+
+def _await(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{server.base_url}/health", timeout=30) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise EngineError(f"the server did not start; {log} ends with:\n{_tail(log)}")
+        time.sleep(0.5)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-3000:]

@@ -1,0 +1,204 @@
+"""The systems, each run over one server: days in, seconds and calls out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.baselines.dataflow import run_dataflow
+from benchmarks.baselines.orders import ordered, unordered
+from benchmarks.real_systems.environments import ensure
+from benchmarks.real_systems.jobs import job_of, prompt_digest
+from benchmarks.real_systems.servers import MODEL, Server
+from benchmarks.workflows import Workload
+from helium.errors import EngineError
+from helium.protocol import EnginePlan
+from helium.runtime import ModelAnswer, ModelCall, PromptCache, Runtime
+from helium.runtime.http_backend import HttpBackend
+from helium.templates.tokenizer import TransformersTokenizer
+
+FRAMEWORKS = ("langgraph", "agentscope")
+ORDERS = ("query_wise", "op_wise", "random", "dataflow")
+SYSTEMS = (*FRAMEWORKS, *ORDERS, "helium")
+
+_CLIENT = Path(__file__).with_name("framework_client.py")
+_TIMEOUT_S = 3_600
+
+
+class Day(NamedTuple):
+    """One run of the workflow.
+
+    Attributes:
+        server_cpu_s: Processor time of the server.
+        answers: Digest of a call's prompt -> text of the answer.
+        num_calls: Calls made; equal prompts count each time.
+    """
+
+    elapsed_s: float
+    server_cpu_s: float
+    answers: dict[str, str]
+    num_calls: int
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+def run(name: str, server: Server, days: Sequence[Workload], model: Path) -> list[Day]:
+    """Runs days one after the other, on a server whose prefix cache is emptied before the first.
+
+    Args:
+        model: Folder of the model, for its tokenizer.
+
+    Raises:
+        EngineError: Calls failed.
+    """
+    server.reset_prefix_cache()
+    if name in FRAMEWORKS:
+        return _run_framework(name, server, days)
+    if name == "helium":
+        return asyncio.run(_run_helium(server, days, model))
+    return asyncio.run(_run_order(name, server, days))
+
+
+def _run_framework(name: str, server: Server, days: Sequence[Workload]) -> list[Day]:
+    return [_run_framework_day(name, server, day) for day in days]
+
+
+def _run_framework_day(name: str, server: Server, day: Workload) -> Day:
+    job = {"framework": name, "api": server.api, "model": MODEL, "workflow": job_of(day)}
+    with tempfile.TemporaryDirectory() as folder:
+        job_path, result_path = Path(folder, "job.json"), Path(folder, "result.json")
+        job_path.write_text(json.dumps(job))
+        cpu_s = server.cpu_s()
+        done = subprocess.run(
+            [str(ensure("frameworks")), str(_CLIENT), str(job_path), str(result_path)],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+        )
+        if done.returncode:
+            raise EngineError(f"{name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        result = json.loads(result_path.read_text())
+    calls = result["calls"]
+    answers = {digest: text for _, _, digest, text in calls}
+    return Day(result["elapsed_s"], server.cpu_s() - cpu_s, answers, len(calls))
+
+
+class _Recorder:
+    """An engine that remembers what it was asked."""
+
+    def __init__(self, engine: HttpBackend) -> None:
+        self._engine = engine
+        self.forget()
+
+    def forget(self) -> None:
+        self.answers: dict[str, str] = {}
+        self.counts = [0, 0, 0, 0]
+
+    async def register(self, plan: EnginePlan) -> None:
+        await self._engine.register(plan)
+
+    async def call(self, request: ModelCall) -> ModelAnswer:
+        answer = await self._engine.call(request)
+        self.answers[prompt_digest(request.call.messages)] = answer.texts[0]
+        found = (1, answer.num_prompt_tokens, answer.num_cached_tokens, answer.num_output_tokens)
+        self.counts = [total + one for total, one in zip(self.counts, found, strict=True)]
+        return answer
+
+    def day(self, elapsed_s: float, server_cpu_s: float) -> Day:
+        return Day(elapsed_s, server_cpu_s, self.answers, *self.counts)
+
+
+async def _run_days(
+    server: Server,
+    days: Sequence[Workload],
+    run_one: Callable[[_Recorder, Workload], Coroutine[Any, Any, None]],
+) -> list[Day]:
+    backend = HttpBackend(server.api, model=MODEL)
+    recorder = _Recorder(backend)
+    found = []
+    try:
+        for day in days:
+            recorder.forget()
+            started, cpu_s = time.perf_counter(), server.cpu_s()
+            await run_one(recorder, day)
+            elapsed_s = time.perf_counter() - started
+            found.append(recorder.day(elapsed_s, server.cpu_s() - cpu_s))
+    finally:
+        await backend.close()
+    return found
+
+
+async def _run_order(name: str, server: Server, days: Sequence[Workload]) -> list[Day]:
+    async def run_one(recorder: _Recorder, day: Workload) -> None:
+        compiled = day.compile()
+        if name in ("random", "dataflow"):
+            engine = _Shuffled(recorder) if name == "random" else recorder
+            ask = unordered(compiled, [engine])
+        else:
+            ask = ordered(name, compiled, [recorder])
+        await run_dataflow(compiled, ask)
+
+    return await _run_days(server, days, run_one)
+
+
+class _Shuffled:
+    """Sends the calls that are ready at one moment in random order."""
+
+    def __init__(self, engine: _Recorder, seed: int = 0) -> None:
+        self._engine = engine
+        self._random = random.Random(seed)
+        self._ready: list[asyncio.Future[None]] = []
+
+    async def register(self, plan: EnginePlan) -> None:
+        await self._engine.register(plan)
+
+    async def call(self, request: ModelCall) -> ModelAnswer:
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        if not self._ready:
+            loop.call_later(0.002, self._release)
+        self._ready.append(turn)
+        await turn
+        return await self._engine.call(request)
+
+    def _release(self) -> None:
+        ready, self._ready = self._ready, []
+        self._random.shuffle(ready)
+        for turn in ready:
+            if not turn.done():
+                turn.set_result(None)
+
+
+async def _run_helium(server: Server, days: Sequence[Workload], model: Path) -> list[Day]:
+    from transformers import AutoTokenizer
+
+    tokenizer = TransformersTokenizer(AutoTokenizer.from_pretrained(model))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = PromptCache(Path(folder, "prompts.sqlite"))
+        runtimes: dict[int, Runtime] = {}
+
+        async def run_one(recorder: _Recorder, day: Workload) -> None:
+            if not runtimes:  # one for all days: its prompt cache is what the first leaves behind
+                runtimes[0] = Runtime(recorder, tokenizer, revision="benchmark", prompt_cache=cache)
+            result = await runtimes[0].run(day.graph, day.batch, name=day.name)
+            if result.failures:
+                failure = result.failures[0]
+                raise EngineError(
+                    f"helium: {len(result.failures)} rows failed; operator {failure.operator!r}, "
+                    f"row {failure.row}: {failure.reason}"
+                )
+
+        try:
+            return await _run_days(server, days, run_one)
+        finally:
+            for runtime in runtimes.values():
+                await runtime.close()
+            cache.close()
