@@ -81,6 +81,14 @@ SYSTEMS: Mapping[str, System] = {
         System("helium-no-cse", **{**_OURS, "rules_off": _SAME_WORK}),
         System("helium-no-prompt-cache", **{**_OURS, "has_prompt_cache": False}),
         System("helium-no-order", **{**_OURS, "helium": {"order": "fcfs"}}),
+        System("helium-order-by-rank", **{**_OURS, "helium": {"order": "plan"}}),
+        System("helium-no-pacing", **{**_OURS, "helium": {"prefill_tokens": 0}}),
+        System("helium-no-victims", **{**_OURS, "helium": {"victims": "last"}}),
+        # All blocks compete by recency alone: nothing is kept because a plan needs it next.
+        System("helium-no-next-use", **{**_OURS, "helium": {"ordinary_share": 1.0}}),
+        System("helium-no-leases", **{**_OURS, "helium": {"lease_share": 0.0}}),
+        System("helium-no-partial", **{**_OURS, "helium": {"min_partial_tokens": 0}}),
+        System("helium-stock-index", **{**_OURS, "helium": {"prefix_index": "stock"}}),
         System("helium-no-plan", **{**_OURS, "has_context": False}),
         System("helium-on-stock", **{**_OURS, "has_context": False, "helium": None}),
         # Every call as written, none shared: what placement, order and eviction do by themselves.

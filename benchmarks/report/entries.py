@@ -143,11 +143,11 @@ _ENTRIES = (
                 "budget",
                 (
                     "langgraph",
-                    'langgraph:{"max_num_batched_tokens": 1024}',
+                    'langgraph:{"max_num_batched_tokens": 768}',
                     'langgraph:{"max_num_batched_tokens": 2048}',
                     'langgraph:{"max_num_batched_tokens": 8192}',
                     "helium",
-                    'helium:{"max_num_batched_tokens": 1024}',
+                    'helium:{"max_num_batched_tokens": 768}',
                     'helium:{"max_num_batched_tokens": 2048}',
                     'helium:{"max_num_batched_tokens": 8192}',
                 ),
