@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.plan.operators import Sampling
-from helium.runtime.backend import ModelAnswer, ModelCall
+from helium.runtime.backend import ModelAnswer, ModelCall, reported
 from vllm_helium.request import write_context
 
 
@@ -69,9 +69,18 @@ def answer_of(output: RequestOutput) -> ModelAnswer:
     reasons = [choice.finish_reason for choice in output.outputs]
     if any(reason in ("abort", "error") for reason in reasons):
         raise EngineError(f"the engine ended the call early: {reasons}")
+    queue_ms, misses = reported(getattr(output, "helium", None))
     return ModelAnswer(
         texts=tuple(choice.text for choice in output.outputs),
         num_prompt_tokens=len(output.prompt_token_ids or ()),
         num_cached_tokens=output.num_cached_tokens or 0,
         num_output_tokens=sum(len(choice.token_ids) for choice in output.outputs),
+        queue_ms=queue_ms or _queue_ms(output.metrics),
+        misses=misses,
     )
+
+
+def _queue_ms(metrics: Any) -> float:
+    """Returns the time in the queue by upstream's statistics, 0 where they are off."""
+    queued, scheduled = (getattr(metrics, name, 0.0) for name in ("queued_ts", "scheduled_ts"))
+    return max(0.0, 1e3 * (scheduled - queued)) if queued and scheduled else 0.0

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tenant", help="shares no cache with any other tenant")
     run.add_argument("--timeout", type=common.seconds, metavar="S", help="of the whole run")
     run.add_argument("--output", type=Path, metavar="FILE", help="of the result, as JSON")
+    common.add_analysis(run)
 
     resume = add("resume", runs.resume)
     resume.add_argument("run")
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_engines(resume)
     common.add_store(resume)
     resume.add_argument("--output", type=Path, metavar="FILE", help="of the result, as JSON")
+    common.add_analysis(resume)
 
     for name, command in (
         ("watch", runs.watch),

@@ -52,6 +52,19 @@ def add_import(parser: Parser) -> None:
     )
 
 
+def add_analysis(parser: Parser) -> None:
+    """Adds what is written of a run beside its result."""
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE", help="what ran when, for ui.perfetto.dev"
+    )
+    parser.add_argument(
+        "--analyze",
+        type=Path,
+        metavar="FILE",
+        help="predicted and measured figures; .html, .json, anything else is text",
+    )
+
+
 def add_engines(parser: Parser, *, is_required: bool = True) -> None:
     """Adds the engines and how they are called."""
     parser.add_argument(

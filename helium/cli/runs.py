@@ -15,6 +15,7 @@ from helium.cli import inputs
 from helium.cli.options import Options, Session
 from helium.runtime import Run, RunResult, RunStore, Runtime
 from helium.runtime.events import CallFinished, RowFailed, RunFinished
+from helium.runtime.trace import RunTrace
 from helium.runtime.watching import follow
 
 FAILED_ROWS = 3
@@ -94,6 +95,9 @@ def delete(options: Options) -> int:
 async def _carry_out(options: Options, start: Callable[[Runtime], Awaitable[Run]]) -> int:
     async with Session(options) as runtime:
         handle = await start(runtime)
+        trace = RunTrace() if options.trace or options.analyze else None
+        if trace is not None:
+            handle.listen(trace.observe)
         print(f"run {handle.id}", file=sys.stderr)
         try:
             await _show(handle)
@@ -102,6 +106,8 @@ async def _carry_out(options: Options, start: Callable[[Runtime], Awaitable[Run]
             print(f"\ninterrupted; go on with: helium resume {handle.id}", file=sys.stderr)
             raise
     _write(result, options.output)
+    if trace is not None:
+        _write_analysis(handle, trace, options)
     total = result.total
     print(
         f"{handle.status}: {total.num_calls} calls, {total.num_shared} shared, "
@@ -123,6 +129,18 @@ async def _show(handle: Run) -> None:
             num_done, num_calls = handle.progress
             end = "\n" if isinstance(event, RunFinished) else ""
             print(f"\r{num_done}/{num_calls} calls", end=end, file=sys.stderr, flush=True)
+
+
+def _write_analysis(handle: Run, trace: RunTrace, options: Options) -> None:
+    schedule = handle.schedule
+    compiled = schedule.compiled if schedule is not None else None
+    if options.trace:
+        options.trace.write_bytes(msgspec.json.encode(trace.to_chrome(compiled)))
+    if options.analyze and schedule is None:
+        print("nothing to analyze: no calls were left to plan", file=sys.stderr)
+    elif options.analyze and schedule is not None:
+        format = {".html": "html", ".json": "json"}.get(options.analyze.suffix, "text")
+        options.analyze.write_text(schedule.explain(format, analyze=trace))
 
 
 def _write(result: RunResult, output: Path | None) -> None:

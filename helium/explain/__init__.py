@@ -9,7 +9,7 @@ import msgspec
 from helium.errors import PlanError
 from helium.explain.dot import to_dot
 from helium.explain.html import to_html
-from helium.explain.report import Measured, Report, RulePass, build_report
+from helium.explain.report import Measured, Report, RulePass, Run, build_report
 from helium.explain.text import to_text
 from helium.plan.logical_plan import LogicalPlan
 from helium.planner.workflow_plan import WorkflowPlan
@@ -30,7 +30,7 @@ def explain(
     *,
     passes: Iterable[RulePass] = (),
     original: LogicalPlan | None = None,
-    analyze: Mapping[str, Measured] | None = None,
+    analyze: Mapping[str, Measured] | Run | None = None,
     show_times: bool = True,
 ) -> str:
     """Explains a plan: what the rules did, what is shared, what runs when and why.
@@ -39,7 +39,8 @@ def explain(
         format: ``text``, ``json``, ``dot`` (Graphviz) or ``html`` (one self-contained page).
         passes: The optimizer's passes, for example ``BatchOptimization.passes``.
         original: The plan as written, for the first line of the rules.
-        analyze: Measured figures by operator, put beside the predicted ones.
+        analyze: A run (``RunTrace``, or ``RunResult``, which has no times), or measured figures by
+            operator; put beside the predicted ones.
         show_times: Whether to print how long each rule took; off, the text is reproducible.
 
     Raises:

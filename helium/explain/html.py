@@ -64,6 +64,8 @@ def _page(report: Report) -> Iterator[str]:
     yield from _schedule(report)
     yield "<h2>Critical path</h2>"
     yield f"<p>{escape(' → '.join(report.critical_path))}</p>"
+    if report.measured_path:
+        yield f"<p>Measured: {escape(' → '.join(report.measured_path))}</p>"
     yield "<h2>Templates</h2>"
     yield '<div class="soft">Tokens of each run, times the calls that read it.</div>'
     yield from _templates(report.templates)
@@ -146,7 +148,7 @@ def _schedule(report: Report) -> Iterator[str]:
     header += ["start", "end", "after"]
     if report.is_measured:
         header += [f"measured {name}" for name in ("calls", "prefill", "cached", "decode")]
-        header += ["queue ms"]
+        header += ["queue ms", "start ms", "end ms", "misses"]
     rows = []
     for row in report.schedule:
         cells: list[object] = [row.operator, row.engine, row.sequence, row.rank, row.num_calls]
@@ -163,9 +165,11 @@ def _schedule(report: Report) -> Iterator[str]:
 def _measured(row: ScheduleRow) -> list[object]:
     m = row.measured
     if m is None:
-        return ["-"] * 5
+        return ["-"] * 8
     cells: list[object] = [m.num_calls, f"{m.prefill_tokens:,}", f"{m.cached_tokens:,}"]
-    return [*cells, f"{m.output_tokens:,}", f"{m.queue_ms:,.1f}"]
+    misses = ", ".join(f"{reason} {num_tokens:,}" for reason, num_tokens in m.misses.items())
+    cells += [f"{m.output_tokens:,}", f"{m.queue_ms:,.1f}", f"{m.start_ms:,.1f}"]
+    return [*cells, f"{m.end_ms:,.1f}", misses or "-"]
 
 
 def _templates(rows: Sequence[TemplateRow]) -> Iterator[str]:

@@ -36,6 +36,8 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cached_tokens: Prompt tokens found in the cache.
         output_tokens: Tokens generated.
         queue_ms: Time calls waited in the engine before their first step.
+        start_ms, end_ms: When its first call was sent and its last one ended, in the run's time.
+        misses: Why prompt tokens were not found in the cache, reason -> tokens.
     """
 
     num_calls: int
@@ -43,6 +45,15 @@ class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cached_tokens: int
     output_tokens: int
     queue_ms: float
+    start_ms: float = 0.0
+    end_ms: float = 0.0
+    misses: dict[str, int] = {}
+
+
+class Run(Protocol):
+    """A run that knows its figures: a ``RunTrace``, or a ``RunResult``, which has no times."""
+
+    def measured(self) -> Mapping[str, Measured]: ...
 
 
 class RuleRow(msgspec.Struct, frozen=True):
@@ -126,6 +137,7 @@ class Report(msgspec.Struct, frozen=True):
     schedule: tuple[ScheduleRow, ...]
     critical_path: tuple[str, ...]
     is_measured: bool
+    measured_path: tuple[str, ...] = ()
 
     def to_builtins(self) -> dict[str, Any]:
         """Returns the report as plain dicts and lists."""
@@ -138,7 +150,7 @@ def build_report(
     *,
     passes: Iterable[RulePass] = (),
     original: LogicalPlan | None = None,
-    analyze: Mapping[str, Measured] | None = None,
+    analyze: Mapping[str, Measured] | Run | None = None,
     show_times: bool = True,
 ) -> Report:
     """Gathers what EXPLAIN says.
@@ -146,12 +158,17 @@ def build_report(
     Args:
         passes: The optimizer's passes over this workflow.
         original: The plan before them.
-        analyze: Measured figures by operator.
+        analyze: Measured figures by operator, or the run that measured them.
         show_times: Whether to report the rules' elapsed times, which differ from run to run.
 
     Raises:
         PlanError: ``analyze`` names an operator the plan does not have.
     """
+    path: tuple[str, ...] = ()
+    if analyze is not None and not isinstance(analyze, Mapping):
+        if (critical_path := getattr(analyze, "critical_path", None)) is not None:
+            path = critical_path(plan.compiled)
+        analyze = analyze.measured()
     unknown = sorted(set(analyze or ()) - set(plan.predictions))
     if unknown:
         raise PlanError(
@@ -173,6 +190,7 @@ def build_report(
         schedule=_schedule(plan, analyze or {}),
         critical_path=plan.critical_path,
         is_measured=analyze is not None,
+        measured_path=path,
     )
 
 

@@ -45,6 +45,24 @@ def _lines(report: Report) -> Iterator[str]:
     yield ""
     yield "Critical path"
     yield "  " + (" -> ".join(report.critical_path) or "(no calls)")
+    if report.measured_path:
+        yield ""
+        yield "Critical path, measured"
+        yield "  " + " -> ".join(report.measured_path)
+    if any(row.measured and row.measured.misses for row in report.schedule):
+        yield ""
+        yield "Cache misses, measured (tokens)"
+        yield from table(
+            [
+                ("operator", "reason", "tokens"),
+                *(
+                    (row.operator, reason, str(num_tokens))
+                    for row in report.schedule
+                    if row.measured
+                    for reason, num_tokens in row.measured.misses.items()
+                ),
+            ]
+        )
 
 
 def _rules(report: Report) -> Iterator[str]:
@@ -97,6 +115,7 @@ def _schedule(report: Report) -> Iterator[str]:
     header += ["after"]
     if report.is_measured:
         header += ["measured: calls", "prefill", "cached", "decode", "queue ms"]
+        header += ["start ms", "end ms"]
     engine = -1
     rows: list[Sequence[str]] = []
     for index, row in enumerate(report.schedule):
@@ -130,7 +149,7 @@ def _braced(schedule: Sequence[ScheduleRow], index: int) -> str:
 
 def _measured(row: ScheduleRow) -> list[str]:
     if row.measured is None:
-        return ["-"] * 5
+        return ["-"] * 7
     m = row.measured
     return [
         str(m.num_calls),
@@ -138,6 +157,8 @@ def _measured(row: ScheduleRow) -> list[str]:
         _against(m.cached_tokens, row.cached_tokens),
         _against(m.output_tokens, row.output_tokens),
         f"{m.queue_ms:.1f}",
+        f"{m.start_ms:.1f}",
+        f"{m.end_ms:.1f}",
     ]
 
 

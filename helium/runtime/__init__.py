@@ -10,6 +10,7 @@ from helium.runtime.retries import RetryPolicy
 from helium.runtime.run import Run
 from helium.runtime.run_store import RunError, RunInfo, RunStore
 from helium.runtime.runtime import Runtime, RuntimeOptions
+from helium.runtime.trace import RunTrace
 
 __all__ = [
     "EngineBackend",
@@ -25,6 +26,7 @@ __all__ = [
     "RunInfo",
     "RunResult",
     "RunStore",
+    "RunTrace",
     "Runtime",
     "RuntimeOptions",
     "invoke",

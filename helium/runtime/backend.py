@@ -29,12 +29,20 @@ class ModelCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class ModelAnswer(msgspec.Struct, frozen=True, gc=False):
-    """What came back: the ``n`` texts and the call's token counts."""
+    """What came back: the ``n`` texts and the call's token counts.
+
+    Attributes:
+        queue_ms: Time before the engine's first step for the call, 0 where it does not say.
+        misses: Why prompt tokens were not in its cache, reason -> tokens; empty where it does not
+            say.
+    """
 
     texts: tuple[str, ...]
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    queue_ms: float = 0.0
+    misses: dict[str, int] = {}
 
 
 class EngineBackend(Protocol):
@@ -56,3 +64,21 @@ class EngineBackend(Protocol):
             EngineUnavailable: The same call may succeed later, or elsewhere.
             EngineError: The call failed for good; the message says why.
         """
+
+
+def reported(report: object) -> tuple[float, dict[str, int]]:
+    """Returns ``queue_ms`` and ``misses`` of an engine's report, as far as it has them.
+
+    Args:
+        report: ``RequestOutput.helium``, or ``helium`` of an HTTP answer; of an engine that may be
+            of another version, or another's.
+    """
+    if not isinstance(report, dict):
+        return 0.0, {}
+    queue_ms, misses = report.get("queue_ms"), report.get("misses")
+    return (
+        float(queue_ms) if isinstance(queue_ms, (int, float)) else 0.0,
+        {str(reason): n for reason, n in misses.items() if isinstance(n, int)}
+        if isinstance(misses, dict)
+        else {},
+    )

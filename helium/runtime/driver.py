@@ -121,6 +121,7 @@ class Driver:
 
     def _happened(self, event: Event) -> None:
         self._learner.observe(event)
+        self.run.happened(event)
         self._tell(event)
 
     def _cannot_write(self, error: RunError) -> None:

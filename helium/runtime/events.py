@@ -34,6 +34,8 @@ class CallFinished(msgspec.Struct, frozen=True, tag="call_finished"):
     Attributes:
         origin: ``engine``, ``shared`` (an equal call under way) or ``prompt_cache``; tokens are
             counted for the first alone.
+        queue_ms: Time in the engine's queue, where it says so.
+        misses: Why prompt tokens were not in its cache, reason -> tokens, where it says so.
     """
 
     operator: str
@@ -43,6 +45,8 @@ class CallFinished(msgspec.Struct, frozen=True, tag="call_finished"):
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    queue_ms: float = 0.0
+    misses: dict[str, int] = {}
 
 
 class FunctionFinished(msgspec.Struct, frozen=True, tag="function_finished"):

@@ -70,6 +70,7 @@ class Execution:
     """One run on a dispatcher that others may use as well; execute it once.
 
     Attributes:
+        schedule: The plan the run is on, if any.
         num_calls: LLM calls to make.
         num_calls_done: Of those, answered or failed.
     """
@@ -94,7 +95,7 @@ class Execution:
         self._dispatcher = dispatcher
         self._threads = threads
         self._run = run
-        self._schedule = schedule
+        self._schedule = self.schedule = schedule
         self._options = options or RunOptions()
         self._emit = self._options.on_event
         self._digests: list[str] = []
@@ -317,14 +318,22 @@ class Execution:
         self.num_calls_done += 1
         self._flow.finish(name, row, texts[0] if len(texts) == 1 else texts)
         if self._emit is not None:
-            tokens = (0, 0, 0)
-            if origin == "engine":
-                tokens = (
+            if origin != "engine":
+                self._emit(CallFinished(name, row, texts, origin))
+                return
+            self._emit(
+                CallFinished(
+                    name,
+                    row,
+                    texts,
+                    origin,
                     answer.num_prompt_tokens,
                     answer.num_cached_tokens,
                     answer.num_output_tokens,
+                    answer.queue_ms,
+                    answer.misses,
                 )
-            self._emit(CallFinished(name, row, texts, origin, *tokens))
+            )
 
 
 class _Prompt:

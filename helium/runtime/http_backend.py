@@ -9,7 +9,7 @@ import msgspec
 from helium.errors import EngineError
 from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan
-from helium.runtime.backend import EngineUnavailable, ModelAnswer, ModelCall
+from helium.runtime.backend import EngineUnavailable, ModelAnswer, ModelCall, reported
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -75,11 +75,11 @@ class HttpBackend:
             if call.prompt is not None:
                 completion = await self._client.completions.create(prompt=call.prompt, **arguments)
                 texts = tuple(choice.text for choice in completion.choices)
-                return _answer(texts, completion.usage)
+                return _answer(texts, completion.usage, getattr(completion, "helium", None))
             messages: Any = [{"role": role, "content": text} for role, text in call.messages]
             chat = await self._client.chat.completions.create(messages=messages, **arguments)
             texts = tuple(choice.message.content or "" for choice in chat.choices)
-            return _answer(texts, chat.usage)
+            return _answer(texts, chat.usage, getattr(chat, "helium", None))
         except APIConnectionError as error:  # timeouts are among them
             raise EngineUnavailable(f"{self._base_url}: {error.message}") from None
         except APIStatusError as error:
@@ -126,13 +126,16 @@ def _extra_body(sampling: Sampling) -> dict[str, Any]:
     return extra
 
 
-def _answer(texts: tuple[str, ...], usage: Any) -> ModelAnswer:
+def _answer(texts: tuple[str, ...], usage: Any, report: Any = None) -> ModelAnswer:
     if usage is None:
         return ModelAnswer(texts)
+    queue_ms, misses = reported(report)
     details = getattr(usage, "prompt_tokens_details", None)
     return ModelAnswer(
         texts=texts,
         num_prompt_tokens=usage.prompt_tokens,
         num_cached_tokens=(details.cached_tokens or 0) if details else 0,
         num_output_tokens=usage.completion_tokens or 0,
+        queue_ms=queue_ms,
+        misses=misses,
     )

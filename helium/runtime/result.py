@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from helium.explain.report import Measured
 from helium.plan.interpret import Value
 
 RESULT_VERSION = 1
@@ -66,6 +67,20 @@ class RunResult(msgspec.Struct):
             {key: values[row] for key, values in self.outputs.items() if row < len(values)}
             for row in range(num_rows)
         ]
+
+    def measured(self) -> dict[str, Measured]:
+        """Returns the figures by operator that EXPLAIN ANALYZE puts beside the predicted ones."""
+        return {
+            name: Measured(
+                counts.num_calls,
+                counts.num_computed_tokens,
+                counts.num_cached_tokens,
+                counts.num_output_tokens,
+                0.0,
+            )
+            for name, counts in self.counts.items()
+            if counts.num_calls
+        }
 
     @property
     def total(self) -> CallCounts:

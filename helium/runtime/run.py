@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from helium.errors import HeliumError
-from helium.runtime.events import Event, RunFinished
+from helium.runtime.events import Event, Listener, RunFinished
 from helium.runtime.execution import Execution
 from helium.runtime.result import RunResult
 
@@ -26,6 +26,7 @@ class Run:
         id: What it is resumed, watched and cancelled by.
         request_digest: Of what was asked for, see ``request_digest``.
         num_earlier_events: Events written before this process took the run on.
+        schedule: The plan it runs on; ``None`` where none was made.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Run:
         self.id = run
         self.request_digest = request_digest
         self.num_earlier_events = num_earlier_events
+        self.schedule = execution.schedule
         self._execution = execution
+        self._listeners: list[Listener] = []
         self._events: list[Event] = []
         self._news = asyncio.Event()
         self._is_closed = False
@@ -73,6 +76,18 @@ class Run:
     def cancel(self, reason: str = "the run was cancelled") -> None:
         """Ends the run: what is under way fails with the reason, what is done stays done."""
         self._execution.stop(reason, "cancelled")
+
+    def listen(self, listener: Listener) -> None:
+        """Tells a listener of every event from now on as it happens, before it is safe on disk.
+
+        Right after ``submit`` or ``resume`` returned, that is every event.
+        """
+        self._listeners.append(listener)
+
+    def happened(self, event: Event) -> None:
+        """Tells the listeners."""
+        for listener in self._listeners:
+            listener(event)
 
     def publish(self, event: Event) -> None:
         """Tells everyone who listens."""

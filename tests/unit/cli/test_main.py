@@ -61,6 +61,17 @@ def test_run_prints_the_result(helium, server):
     assert server.plans == [] and not any("workflow" in body for body in server.bodies)
 
 
+def test_a_run_is_traced_and_analyzed(helium, server, tmp_path):
+    trace, text, page = (tmp_path / name for name in ("trace.json", "run.txt", "run.html"))
+    status, _, _ = helium(*run_arguments(server, "--trace", str(trace), "--analyze", str(text)))
+    assert status == 0
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert sum(event["ph"] == "X" and event["cat"] == "engine" for event in events) == 6
+    assert "Critical path, measured" in text.read_text()
+    helium(*run_arguments(server, "--analyze", str(page)))
+    assert page.read_text().startswith("<!doctype html>")
+
+
 def test_two_engines_share_the_work(helium, server):
     with serve() as other:
         status, out, _ = helium(*run_arguments(server, "--engine", other.url))
