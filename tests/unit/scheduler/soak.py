@@ -190,7 +190,7 @@ class Soak:
         self._advance()
 
     def _advance(self) -> None:
-        # A step without tokens may only report what has finished; several in a row are a standstill.
+        # A step without tokens may only report what has finished; several in a row: standstill.
         self.num_idle = 0 if self.bench.step() else self.num_idle + 1
         if self.num_idle > 3 and self.scheduler.has_unfinished_requests():
             raise SoakError(f"nothing runs while {len(self.alive)} calls wait")
