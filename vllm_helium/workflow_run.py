@@ -15,9 +15,10 @@ from helium.dsl.graph import Graph
 from helium.errors import ConfigError
 from helium.optimizer.driver import ALL_ON, Switches
 from helium.plan.logical_plan import LogicalPlan
-from helium.runtime import ProfileStore, PromptCache, Run, RunResult, RunStore, Runtime
+from helium.runtime import ProfileStore, PromptCache, Run, RunResult, RunStore, Runtime, RunTrace
 from helium.runtime.backend import EngineBackend
 from helium.runtime.runtime import RuntimeOptions
+from helium.runtime.telemetry import export_spans
 from helium.templates.tokenizer import TransformersTokenizer
 from vllm_helium.model_revision import model_revision
 
@@ -42,6 +43,8 @@ class WorkflowArguments(msgspec.Struct, frozen=True, kw_only=True):
         options: Retries, timeouts and limits.
         timeout_s: Seconds the run may take; what is not done by then fails.
         use_tqdm: Whether to show a progress bar over calls.
+        trace: Told of the run: EXPLAIN ANALYZE and a Perfetto trace come of it. With upstream's
+            ``--otlp-traces-endpoint`` every run is traced, and exported as OpenTelemetry spans.
     """
 
     workflow: str = "workflow"
@@ -54,6 +57,7 @@ class WorkflowArguments(msgspec.Struct, frozen=True, kw_only=True):
     options: RuntimeOptions | None = None
     timeout_s: float | None = None
     use_tqdm: UseTqdm = True
+    trace: RunTrace | None = None
 
 
 async def carry_out(
@@ -105,8 +109,16 @@ async def carry_out(
                 timeout_s=arguments.timeout_s,
                 resume=arguments.run is not None,
             )
-            await _show(run, arguments)
-            return await run.result()
+            has_spans = bool(vllm_config.observability_config.otlp_traces_endpoint)
+            trace = arguments.trace or (RunTrace() if has_spans else None)
+            if trace is not None:
+                trace.follow(run)
+            try:
+                await _show(run, arguments)
+                return await run.result()
+            finally:
+                if trace is not None and has_spans:
+                    export_spans(trace)
 
 
 _ALL_OFF = ALL_ON.without(*ALL_ON.__struct_fields__)

@@ -97,7 +97,7 @@ async def _carry_out(options: Options, start: Callable[[Runtime], Awaitable[Run]
         handle = await start(runtime)
         trace = RunTrace() if options.trace or options.analyze else None
         if trace is not None:
-            handle.listen(trace.observe)
+            trace.follow(handle)
         print(f"run {handle.id}", file=sys.stderr)
         try:
             await _show(handle)
@@ -107,7 +107,7 @@ async def _carry_out(options: Options, start: Callable[[Runtime], Awaitable[Run]
             raise
     _write(result, options.output)
     if trace is not None:
-        _write_analysis(handle, trace, options)
+        _write_analysis(trace, options)
     total = result.total
     print(
         f"{handle.status}: {total.num_calls} calls, {total.num_shared} shared, "
@@ -131,16 +131,14 @@ async def _show(handle: Run) -> None:
             print(f"\r{num_done}/{num_calls} calls", end=end, file=sys.stderr, flush=True)
 
 
-def _write_analysis(handle: Run, trace: RunTrace, options: Options) -> None:
-    schedule = handle.schedule
-    compiled = schedule.compiled if schedule is not None else None
+def _write_analysis(trace: RunTrace, options: Options) -> None:
     if options.trace:
-        options.trace.write_bytes(msgspec.json.encode(trace.to_chrome(compiled)))
-    if options.analyze and schedule is None:
+        options.trace.write_bytes(msgspec.json.encode(trace.to_chrome()))
+    if options.analyze and trace.schedule is None:
         print("nothing to analyze: no calls were left to plan", file=sys.stderr)
-    elif options.analyze and schedule is not None:
+    elif options.analyze:
         format = {".html": "html", ".json": "json"}.get(options.analyze.suffix, "text")
-        options.analyze.write_text(schedule.explain(format, analyze=trace))
+        options.analyze.write_text(trace.explain(format))
 
 
 def _write(result: RunResult, output: Path | None) -> None:

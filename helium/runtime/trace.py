@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from helium.errors import PlanError
 from helium.explain.report import Measured
 from helium.plan.compiled_plan import CompiledPlan
+from helium.planner.workflow_plan import WorkflowPlan
 from helium.runtime.chrome_trace import chrome_trace
 from helium.runtime.events import (
     CallFinished,
@@ -23,6 +25,9 @@ from helium.runtime.events import (
     RunFinished,
     RunStarted,
 )
+
+if TYPE_CHECKING:
+    from helium.runtime.run import Run
 
 Cell = tuple[str, int]
 
@@ -54,7 +59,7 @@ class Span(NamedTuple):
 
 
 class RunTrace:
-    """Listens to one run: give ``observe`` to it as a listener.
+    """Listens to one run: ``follow`` it, or give ``observe`` to it as a listener.
 
     Attributes:
         run: Id of the run.
@@ -62,6 +67,7 @@ class RunTrace:
         started_at: Unix time of the first event, in seconds.
         elapsed_s: From the first event to the last.
         spans: In the order they ended.
+        schedule: The plan of the run, where there was one; ``follow`` sets it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -75,9 +81,25 @@ class RunTrace:
         self.started_at = 0.0
         self.elapsed_s = 0.0
         self.spans: list[Span] = []
+        self.schedule: WorkflowPlan | None = None
         self._clock = clock
         self._start: float | None = None
         self._sent: dict[Cell, tuple[float, int]] = {}
+
+    def follow(self, run: Run) -> None:
+        """Listens to a run that was just submitted or resumed."""
+        self.schedule = run.schedule
+        run.listen(self.observe)
+
+    def explain(self, format: str = "text") -> str:
+        """Returns EXPLAIN ANALYZE: what was predicted of the run beside what it measured.
+
+        Raises:
+            PlanError: The format is unknown, or the run had no plan.
+        """
+        if self.schedule is None:
+            raise PlanError("explain: the run had no plan; it made no calls, or Helium was off")
+        return self.schedule.explain(format, analyze=self)
 
     def observe(self, event: Event) -> None:
         """Takes note of an event, at the time it is told."""
@@ -148,13 +170,14 @@ class RunTrace:
         """Returns the operators of ``critical_cells``."""
         return tuple(name for name, _ in groupby(name for name, _ in self.critical_cells(compiled)))
 
-    def to_chrome(self, compiled: CompiledPlan | None = None) -> dict[str, Any]:
+    def to_chrome(self) -> dict[str, Any]:
         """Returns the trace in Chrome's format, for Perfetto (ui.perfetto.dev).
 
-        Args:
-            compiled: The plan that was run; with it the critical path is drawn as a flow.
+        Where the run had a plan, the critical path is drawn as a flow.
         """
-        return chrome_trace(self, self.critical_cells(compiled) if compiled is not None else [])
+        if self.schedule is None:
+            return chrome_trace(self)
+        return chrome_trace(self, self.critical_cells(self.schedule.compiled))
 
 
 def _sum(spans: list[Span]) -> Measured:

@@ -25,7 +25,7 @@ def run_workflow(
         inputs: Column -> its values, or one string for all rows.
         **arguments: See ``vllm_helium.workflow_run.WorkflowArguments``: ``workflow``, ``switches``,
             ``cache_salt``, ``run``, ``prompt_cache``, ``store``, ``profiles``, ``options``,
-            ``timeout_s``, ``use_tqdm``.
+            ``timeout_s``, ``use_tqdm``, ``trace``.
 
     Raises:
         WorkflowError: The inputs do not fit the graph.

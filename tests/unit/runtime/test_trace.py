@@ -11,11 +11,13 @@ import pytest
 
 from helium import function, graphs, ops
 from helium.dsl.graph import Graph
+from helium.errors import EngineError, PlanError
 from helium.protocol import EnginePlan
 from helium.runtime import ModelAnswer, ModelCall, Runtime, RunTrace
 from helium.runtime.backend import reported
 from helium.runtime.invoke import plan
 from helium.runtime.processor import run_plan
+from helium.runtime.telemetry import export_spans
 from helium.templates.tokenizer import WordTokenizer
 from tests.unit.runtime import virtual_time
 
@@ -31,8 +33,6 @@ class _Engine:
     async def call(self, request: ModelCall) -> ModelAnswer:
         text = request.call.messages[-1][1]
         if "fail" in text:
-            from helium.errors import EngineError
-
             raise EngineError("no")
         await asyncio.sleep(SLOW_S if text.startswith("slow") else FAST_S)
         return ModelAnswer((f"<{text}>",), 10, 4, 2, 5.0, {"new": 6})
@@ -80,7 +80,8 @@ def test_explain_analyze_shows_what_a_run_measured() -> None:
 
 def test_overlapping_calls_get_tracks_of_their_own() -> None:
     schedule, trace, _ = _run(["a", "b", "c"])
-    raw = json.dumps(trace.to_chrome(schedule.compiled))
+    trace.schedule = schedule
+    raw = json.dumps(trace.to_chrome())
     events = json.loads(raw)["traceEvents"]
     spans = [event for event in events if event["ph"] == "X" and event["pid"] > 1]
     assert len(spans) == 9
@@ -129,14 +130,35 @@ def test_a_listener_of_a_run_hears_every_event(tmp_path: Path) -> None:
         trace = RunTrace()
         async with Runtime(_Engine(), WordTokenizer()) as runtime:
             run = await runtime.submit(_graph(), {"question": ["a"]})
-            run.listen(trace.observe)
+            trace.follow(run)
             await run.result()
-            assert run.schedule is not None
-            assert run.schedule.explain(analyze=trace)
+            assert "Critical path, measured" in trace.explain()
             return trace, len([event async for event in run.events()])
 
     trace, num_events = asyncio.run(main())
     assert (trace.status, len(trace.spans)) == ("done", 3) and num_events > 3
+
+
+def test_a_trace_becomes_spans_under_the_runs_own() -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    export = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
+    simple = pytest.importorskip("opentelemetry.sdk.trace.export")
+    exporter = export.InMemorySpanExporter()
+    provider = sdk.TracerProvider()
+    provider.add_span_processor(simple.SimpleSpanProcessor(exporter))
+    _, trace, _ = _run(["a"])
+    assert export_spans(trace, provider.get_tracer("test"))
+    *calls, whole = exporter.get_finished_spans()
+    assert whole.name == "helium.run" and len(calls) == 3
+    assert {span.parent.span_id for span in calls} == {whole.context.span_id}
+    slow = next(span for span in calls if span.attributes["helium.operator"] == "slow")
+    assert slow.end_time - slow.start_time == pytest.approx(1e9 * SLOW_S, rel=1e-6)
+    assert slow.attributes["gen_ai.usage.prompt_tokens"] == 10
+
+
+def test_without_a_plan_there_is_nothing_to_explain() -> None:
+    with pytest.raises(PlanError, match="no plan"):
+        RunTrace().explain()
 
 
 @pytest.mark.parametrize(
