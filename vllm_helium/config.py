@@ -104,6 +104,17 @@ class HeliumConfig:
         "run's blocks become ordinary ones.",
     )
 
+    state_dir: str = Field(
+        default="",
+        description="Folder where the server keeps registered workflows and runs, so that they "
+        "outlive it and runs go on after a restart. Empty: they end with the server.",
+    )
+    functions: str = Field(
+        default="",
+        description="Modules, separated by commas, that register the functions which workflows of "
+        "the server may call by name.",
+    )
+
     def finalize(self, vllm_config: VllmConfig) -> None:
         """Sets what depends on the rest of the configuration; called by ``VllmConfig``."""
         from vllm_helium.integration.engine_config import finalize

@@ -284,6 +284,14 @@ class RunStore:
             raise self._unknown(run)
         return infos[0]
 
+    def find(self, run: str) -> list[RunInfo]:
+        """Returns the run of this id, or nothing.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        return self._infos("WHERE id = ?", run)
+
     def request_cancel(self, run: str) -> None:
         """Asks the process that works on a run to cancel it; it looks about once a second.
 

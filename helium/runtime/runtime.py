@@ -285,8 +285,7 @@ class Runtime:
         if self._store is None:
             return None
         loop = asyncio.get_running_loop()
-        infos = await loop.run_in_executor(self._disk, self._store.runs)
-        if all(info.id != run for info in infos):
+        if not await loop.run_in_executor(self._disk, self._store.find, run):
             return None
         spec = await loop.run_in_executor(self._disk, self._store.spec, run)
         _check_same(run, spec.request_digest, digest)

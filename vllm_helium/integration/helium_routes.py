@@ -1,13 +1,20 @@
-"""Hook ``helium-routes``: puts ``/v1/helium`` on the API server."""
+"""Hook ``helium-routes``: puts ``/v1/helium`` and ``/v1/workflows`` on the API server."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
 
-from vllm_helium.config import make_helium_config
+from vllm_helium.config import HeliumConfig, make_helium_config
 from vllm_helium.integration.openai_workflow_field import accept_workflows
+
+logger = logging.getLogger(__name__)
 
 
 def register_helium_routes(app: FastAPI, args: argparse.Namespace) -> None:
@@ -15,10 +22,53 @@ def register_helium_routes(app: FastAPI, args: argparse.Namespace) -> None:
 
     Cached tokens are part of every usage report then, without upstream's switch for it.
     """
-    if make_helium_config(getattr(args, "helium", None)) is None:
+    config = make_helium_config(getattr(args, "helium", None))
+    if config is None:
         return
     from vllm_helium.serving.routes import router
+    from vllm_helium.serving.workflow_routes import router as workflow_router
 
     accept_workflows()
     args.enable_prompt_tokens_details = True
     app.include_router(router)
+    app.include_router(workflow_router)
+    serve = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def lifespan(started: Any) -> AsyncIterator[Any]:
+        async with serve(started) as state, _workflows(app, args, config):
+            yield state
+
+    app.router.lifespan_context = lifespan
+
+
+@contextlib.asynccontextmanager
+async def _workflows(
+    app: FastAPI, args: argparse.Namespace, config: HeliumConfig
+) -> AsyncIterator[None]:
+    """Runs workflows for as long as the server serves."""
+    from helium.templates.tokenizer import TransformersTokenizer
+    from vllm_helium.async_backend import AsyncLLMBackend
+    from vllm_helium.serving.workflow_service import WorkflowService, import_functions
+
+    client = app.state.engine_client
+    num_servers = getattr(args, "api_server_count", None) or 1
+    if num_servers > 1 and not config.state_dir:
+        logger.warning(
+            "/v1/workflows is off: %d API servers need a place they share; set --helium-state-dir",
+            num_servers,
+        )
+        yield
+        return
+    import_functions(config.functions)
+    backend = AsyncLLMBackend(client, getattr(app.state, "openai_serving_models", None))
+    tokenizer = TransformersTokenizer(client.get_tokenizer())
+    service = WorkflowService(backend, tokenizer, config.state_dir or None)
+    app.state.helium_workflows = service
+    resuming = asyncio.create_task(service.resume_all())
+    try:
+        yield
+    finally:
+        resuming.cancel()
+        await asyncio.gather(resuming, return_exceptions=True)
+        await service.close()

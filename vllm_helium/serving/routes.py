@@ -11,52 +11,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from helium.errors import HeliumError, PlanError
+from helium.errors import PlanError
 from helium.protocol import MAX_PLAN_BYTES, decode_engine_plan
 from vllm_helium.integration.engine_rpc import call_engines_async
+from vllm_helium.serving.errors import answering, error_response, read_body
 
 router = APIRouter(prefix="/v1/helium", tags=["helium"])
 
 
-class _TooLarge(HeliumError):
-    pass
-
-
-def error_response(status: HTTPStatus, message: str, param: str | None = None) -> JSONResponse:
-    """Builds an error in the OpenAI API's shape."""
-    error = {"message": message, "type": status.phrase, "param": param, "code": status.value}
-    return JSONResponse({"error": error}, status_code=status.value)
-
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """Reads a body of at most ``limit`` bytes without ever holding more.
-
-    A body that is too long is read on and thrown away, up to eight times the limit, so that a
-    client that is still sending gets the answer and not a reset connection.
-
-    Raises:
-        _TooLarge: The body is longer.
-    """
-    body = bytearray()
-    num_bytes = 0
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes <= limit:
-            body += chunk
-        elif num_bytes > 8 * limit:
-            break
-    if num_bytes > limit:
-        raise _TooLarge(f"the body is too large; at most {limit} bytes are taken")
-    return bytes(body)
-
-
 @router.post("/plans")
+@answering
 async def register_plan(raw: Request) -> JSONResponse:
     """Registers an ``EnginePlan`` with every engine; registering it again changes nothing."""
     try:
         plan = decode_engine_plan(await read_body(raw, MAX_PLAN_BYTES))
-    except _TooLarge as error:
-        return error_response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error))
     except PlanError as error:
         return error_response(HTTPStatus.BAD_REQUEST, str(error), "plan")
     client = raw.app.state.engine_client

@@ -1,0 +1,263 @@
+"""The workflows and runs of one API server: a ``Runtime`` on its engine, and what is on disk.
+
+Runs and workflows are in files, so servers that share a state folder share them: any can list,
+watch and cancel what another one runs. The runtime is each server's own: equal calls in flight are
+made once per server, and a run stays with the server that took it, until that ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from helium.errors import ConfigError, HeliumError
+from helium.explain import Measured, explain
+from helium.optimizer.driver import Switches
+from helium.plan.compiled_plan import bind
+from helium.plan.functions import REGISTRY, Function
+from helium.plan.logical_plan import LogicalPlan
+from helium.runtime import RunError, RunInfo, RunResult, RunStore, Runtime
+from helium.runtime.backend import EngineBackend
+from helium.runtime.events import Event
+from helium.runtime.run import Run
+from helium.runtime.run_store import WRITTEN
+from helium.runtime.stored_result import stored_result
+from helium.runtime.watching import POLL_S
+from helium.templates.tokenizer import PromptTokenizer
+from vllm_helium.serving.limits import check_limits
+from vllm_helium.serving.workflow_store import WorkflowInfo, WorkflowStore
+
+logger = logging.getLogger(__name__)
+
+MAX_RUNNING = 256
+"""Runs under way per server; more are refused with 429."""
+MAX_KEPT = 4096
+"""Runs that are over and kept for their results; the oldest go first."""
+_PAGE = 512
+"""Events read from disk at a time."""
+
+_T = TypeVar("_T")
+
+
+class TooManyRuns(HeliumError):
+    """The server has as many runs as it takes."""
+
+
+class WorkflowService:
+    """What the routes do; use it on one event loop."""
+
+    def __init__(
+        self,
+        backend: EngineBackend,
+        tokenizer: PromptTokenizer | None,
+        state_dir: str | Path | None = None,
+        *,
+        functions: Mapping[str, Function] = REGISTRY,
+    ) -> None:
+        """Opens the files; without a folder they live as long as the service.
+
+        Raises:
+            RunError: The files cannot be used.
+        """
+        self._temporary = None if state_dir else tempfile.TemporaryDirectory(prefix="vllm-helium-")
+        folder = Path(self._temporary.name if self._temporary else state_dir or "")
+        self.workflows = WorkflowStore(folder / "workflows.db")
+        self.runs = RunStore(folder / "runs.db")
+        self._functions = functions
+        self._runtime = Runtime(backend, tokenizer, store=self.runs, functions=functions)
+
+    async def close(self) -> None:
+        """Leaves off what is under way; with a state folder the next server goes on with it."""
+        await self._runtime.close()
+        self.runs.close()
+        self.workflows.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    async def resume_all(self) -> None:
+        """Goes on with every interrupted run; one that cannot be is left as it is."""
+        for info in await self.disk(self.runs.runs):
+            if info.status != "interrupted":
+                continue
+            try:
+                await self._runtime.resume(info.id)
+                logger.info("run %s goes on", info.id)
+            except HeliumError as error:
+                logger.warning("run %s does not go on: %s", info.id, error)
+
+    async def register(self, name: str, plan: LogicalPlan) -> WorkflowInfo:
+        """Registers a workflow that this server can run; again changes nothing.
+
+        Raises:
+            WorkflowError: It calls a function that is not registered here.
+        """
+        bind(_without_inputs(plan), {}, functions=self._functions)
+        return await self.disk(self.workflows.add, name, plan)
+
+    async def submit(
+        self,
+        workflow: str,
+        plan: LogicalPlan,
+        inputs: Mapping[str, str | list[str]],
+        *,
+        run: str | None = None,
+        switches: Switches | None = None,
+        cache_salt: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Starts a run, or goes on with the one of this id; returns its id.
+
+        Raises:
+            WorkflowError: The inputs do not fit, or the run is too large.
+            RunError: The id belongs to another request.
+            TooManyRuns: Too many runs are under way.
+        """
+        loop = asyncio.get_running_loop()
+        compiled = bind(plan, inputs, functions=self._functions)
+        await loop.run_in_executor(None, check_limits, compiled)
+        if self._runtime.num_running >= MAX_RUNNING:
+            raise TooManyRuns(f"{MAX_RUNNING} runs are under way; wait until some are over")
+        await self._prune()
+        started = await self._runtime.submit(
+            plan,
+            inputs,
+            name=workflow,
+            run=run,
+            switches=switches or Switches(),
+            cache_salt=cache_salt,
+            timeout_s=timeout_s,
+            resume=run is not None,
+        )
+        return started.id
+
+    async def wait(self, run: str) -> None:
+        """Waits until a run that was submitted here is over."""
+        running = self._runtime.running(run)
+        if running is not None:
+            await asyncio.gather(running.result(), return_exceptions=True)
+
+    async def cancel(self, run: str) -> None:
+        """Cancels a run, here at once; one that is over stays as it is."""
+        running = self._runtime.running(run)
+        if running is not None:
+            running.cancel()
+            await self.wait(run)
+        elif (await self.disk(self.runs.info, run)).status == "running":
+            await self.disk(self.runs.request_cancel, run)
+
+    async def result(self, run: str) -> RunResult:
+        """Returns what is done of a run."""
+        return await self.disk(stored_result, self.runs, run)
+
+    async def explain(self, run: str, format: str) -> str:
+        """Explains a run's plan, with measured figures once it is over."""
+        plan = await self._runtime.plan(run)
+        if plan is None:
+            return "the run makes no calls\n"
+        info = await self.disk(self.runs.info, run)
+        measured = None
+        if info.status not in ("running", "interrupted"):
+            counts = (await self.result(run)).counts
+            measured = {
+                name: Measured(
+                    one.num_calls, one.num_computed_tokens, one.num_cached_tokens,
+                    one.num_output_tokens, 0.0,
+                )
+                for name, one in counts.items()
+            }  # fmt: skip
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            None, lambda: explain(plan, format, analyze=measured, show_times=False)
+        )
+
+    async def events(self, run: str, after: int = 0) -> AsyncIterator[tuple[int | None, Event]]:
+        """Yields a run's events after its event number ``after``, until nobody works on it.
+
+        Written events are numbered from 1 through all sittings of a run; the others, of a run under
+        way here, have no number.
+        """
+        number = 0
+        running = self._runtime.running(run)
+        last = None if running is None else running.num_earlier_events
+        while True:
+            is_live = running is not None
+            status = "over" if is_live else (await self.disk(self.runs.info, run)).status
+            async for event in self._written(run, number, last):
+                number += 1
+                if number > after:
+                    yield number, event
+            if status != "running":
+                break
+            await asyncio.sleep(POLL_S)
+        if running is not None:
+            async for numbered in _live(running, number, after):
+                yield numbered
+
+    async def _written(self, run: str, skip: int, last: int | None) -> AsyncIterator[Event]:
+        row, number = 0, 0
+        while page := await self.disk(self.runs.events, run, row, _PAGE):
+            row = page[-1][0]
+            for _, event in page:
+                number += 1
+                if last is not None and number > last:
+                    return
+                if number > skip:
+                    yield event
+
+    async def disk(self, work: Callable[..., _T], *args: Any) -> _T:
+        """Uses a file off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(None, work, *args)
+
+    async def _prune(self) -> None:
+        infos: list[RunInfo] = await self.disk(self.runs.runs)
+        over = [info for info in infos if info.status not in ("running", "interrupted")]
+        for info in over[: max(0, len(over) - MAX_KEPT)]:
+            try:
+                await self.disk(self.runs.delete, info.id)
+            except RunError as error:
+                logger.warning("%s", error)
+
+
+async def _live(run: Run, number: int, after: int) -> AsyncIterator[tuple[int | None, Event]]:
+    async for event in run.events():
+        if isinstance(event, WRITTEN):
+            number += 1
+            if number > after:
+                yield number, event
+        elif number >= after:
+            yield None, event
+
+
+def _without_inputs(plan: LogicalPlan) -> LogicalPlan:
+    """Returns the plan's functions alone: registering knows no batch."""
+    from helium.plan.operators import Lambda
+
+    lambdas = [
+        msgspec.structs.replace(operator, arguments=())
+        for operator in plan.operators
+        if isinstance(operator, Lambda)
+    ]
+    return LogicalPlan(tuple(lambdas))
+
+
+def import_functions(modules: str) -> None:
+    """Imports comma-separated modules for the functions they register.
+
+    Raises:
+        ConfigError: One cannot be imported.
+    """
+    for module in filter(None, (name.strip() for name in modules.split(","))):
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever the module does while it is imported
+            raise ConfigError(
+                f"helium.functions: module {module!r} cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
