@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from helium.cli import cache, planning, runs
+from helium.cli import cache, planning, remote, runs
 from helium.cli import options as common
 from helium.errors import HeliumError
 from helium.explain import FORMATS
@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
+    if getattr(options, "server", None) is not None:
+        command = options.remote
     try:
         return command(options)
     except HeliumError as error:
@@ -57,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--output", type=Path, metavar="FILE", help="of the result, as JSON")
     common.add_analysis(run)
 
+    submit = add("submit", remote.submit)
+    common.add_workflow(submit)
+    common.add_server(submit, remote.submit, is_required=True)
+    submit.add_argument("--id", help="of the run; one of the same request goes on")
+    submit.add_argument("--name", help="of the workflow, in lists and metrics")
+    submit.add_argument("--tenant", help="shares no cache with any other tenant")
+    submit.add_argument("--timeout", type=common.seconds, metavar="S", help="of the whole run")
+    submit.add_argument("--wait", action="store_true", help="until it is over; prints the result")
+    submit.add_argument("--output", type=Path, metavar="FILE", help="of the result, with --wait")
+
     resume = add("resume", runs.resume)
     resume.add_argument("run")
     common.add_import(resume)
@@ -65,18 +77,21 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--output", type=Path, metavar="FILE", help="of the result, as JSON")
     common.add_analysis(resume)
 
-    for name, command in (
-        ("watch", runs.watch),
-        ("cancel", runs.cancel),
-        ("delete", runs.delete),
+    for name, command, there in (
+        ("watch", runs.watch, remote.watch),
+        ("cancel", runs.cancel, remote.cancel),
+        ("delete", runs.delete, None),
     ):
         one = add(name, command)
         one.add_argument("run")
         common.add_store(one)
+        if there is not None:
+            common.add_server(one, there)
 
     listing = add("list", runs.list_runs)
     common.add_store(listing)
     listing.add_argument("--json", action="store_true")
+    common.add_server(listing, remote.list_runs)
 
     explain = add("explain", planning.explain)
     common.add_workflow(explain)
@@ -86,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--revision", metavar="NAME", help="asks the prompt cache, see run")
     explain.add_argument("--tenant")
     common.add_cache(explain)
+    common.add_server(explain, remote.explain, what="the workflow is then the id of a run there")
 
     profile = add("profile", planning.profile)
     common.add_workflow(profile)

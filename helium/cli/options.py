@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,24 @@ def add_engines(parser: Parser, *, is_required: bool = True) -> None:
         "it, answers of greedy and seeded calls are cached",
     )
     add_cache(parser)
+
+
+def add_server(
+    parser: Parser,
+    command: Callable[[Options], int],
+    *,
+    is_required: bool = False,
+    what: str = "instead of this machine's files",
+) -> None:
+    """Adds a server whose workflow routes the subcommand uses, and what it does there."""
+    parser.set_defaults(remote=command)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        required=is_required,
+        help=f"a server started with --helium; {what}",
+    )
+    parser.add_argument("--api-key", default="none", help="of the server")
 
 
 def add_cache(parser: Parser) -> None:
