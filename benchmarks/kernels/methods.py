@@ -136,6 +136,10 @@ class Setup:
             from vllm import _custom_ops
         except ImportError as error:
             self.skipped["swap_blocks_batch"] = f"vLLM is not installed: {error}"
+            return methods
+        # Python trees without vLLM's compiled files import, and fail at the first call.
+        if not hasattr(torch.ops._C_cache_ops, "swap_blocks_batch"):
+            self.skipped["swap_blocks_batch"] = "vLLM's compiled operators are not here"
         else:
             arguments = [torch.tensor(numbers) for numbers in (source, target)]
             sizes = torch.full((len(source),), width)

@@ -136,6 +136,13 @@ def test_batches_of_any_length_move(backend, num_ids):
     check_scatter(backend, make_cache("BLNHC", num_blocks=17, device=backend[1]), ids)
 
 
+@pytest.mark.parametrize("num_copies", [1, 17])
+def test_batches_of_copies_of_any_length_move(backend, num_copies):
+    # A token more or less from one to the next: block - 1, block, 1 and all between.
+    copies = [(row, 17 + row, (15 + row) % 17) for row in range(num_copies)]
+    check_copy(backend, make_cache("BLHNC", num_blocks=34, device=backend[1]), copies)
+
+
 @pytest.mark.slow
 def test_batches_of_4096_blocks_move(backend):
     def make():
@@ -146,6 +153,8 @@ def test_batches_of_4096_blocks_move(backend):
     ids = [(1009 * row) % 4099 for row in range(4096)]
     check_gather(backend, make(), ids)
     check_scatter(backend, make(), ids)
+    copies = [(row, 2049 + row, 1 + row % 2) for row in range(2049)]
+    check_copy(backend, make(), copies)
 
 
 @pytest.mark.parametrize("max_run_bytes", [48, 1000])
