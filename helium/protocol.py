@@ -58,6 +58,7 @@ class PlanOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         output_tokens: Expected output length of one call, in tokens.
         template: Indices of template nodes from below the root to the leaf.
         reads: LLM operators whose outputs the prompt depends on, directly or through others.
+        model: Model or adapter its calls name; ``None`` is the engine's own model.
     """
 
     name: Name
@@ -66,6 +67,7 @@ class PlanOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     output_tokens: Annotated[float, Meta(ge=0)] = 0.0
     template: Annotated[tuple[Count, ...], Meta(max_length=MAX_SEGMENTS)] = ()
     reads: tuple[Name, ...] = ()
+    model: Name | None = None
 
     def __post_init__(self) -> None:
         # An integer would be written as one and read back as a float: another digest.
@@ -76,6 +78,7 @@ class EnginePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """What one engine is told about a workflow run before its calls arrive.
 
     ``version`` is required, so that a message of another version is never read as this one.
+    ``cache_salt`` is the tenant whose calls these are: what is computed ahead of them is theirs.
     """
 
     version: int
@@ -84,6 +87,7 @@ class EnginePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     templates: Annotated[tuple[TemplateNode, ...], Meta(max_length=MAX_TEMPLATE_NODES)] = (
         TemplateNode(parent=0),
     )
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
 
     def to_json(self) -> bytes:
         """Returns the canonical encoding: equal plans give equal bytes."""

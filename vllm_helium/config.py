@@ -89,6 +89,24 @@ class HeliumConfig:
         le=1,
         description="Largest share of all KV blocks that leases of template prefixes may hold.",
     )
+    lease_s: float = Field(
+        default=60.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds a lease of a template prefix lasts after its last use. The default is "
+        "about two full batches of long outputs.",
+    )
+    prewarm: bool = Field(
+        default=True,
+        description="Whether static prefixes that a registered plan uses twice or more are "
+        "computed and leased before their calls come.",
+    )
+    prewarm_min_tokens: int = Field(
+        default=64,
+        ge=1,
+        description="Shortest static prefix, in tokens, that is prewarmed and leased; the default "
+        "is four of the usual GPU blocks.",
+    )
     ordinary_share: float = Field(
         default=0.2,
         ge=0,

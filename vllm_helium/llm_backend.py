@@ -21,7 +21,7 @@ from helium.errors import EngineError
 from helium.protocol import EnginePlan
 from helium.runtime.backend import ModelAnswer, ModelCall
 from vllm_helium.engine_calls import answer_of, check_model, render, request_params
-from vllm_helium.integration.engine_rpc import call_engines
+from vllm_helium.integration.engine_rpc import call_engines, has_own_work
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -94,7 +94,7 @@ class LLMBackend:
     def _serve(self) -> None:
         """The engine's thread: takes what has come, then makes one step; sleeps when idle."""
         while True:
-            is_idle = not self._engine.has_unfinished_requests()
+            is_idle = not self._has_work()
             try:
                 while True:
                     work = self._inbox.get(block=is_idle)
@@ -102,7 +102,7 @@ class LLMBackend:
                         self._shut("the backend was closed")
                         return
                     work()
-                    is_idle = is_idle and not self._engine.has_unfinished_requests()
+                    is_idle = is_idle and not self._has_work()
             except queue.Empty:
                 pass
             try:
@@ -111,6 +111,9 @@ class LLMBackend:
             except Exception as error:
                 self._shut(f"the engine failed: {type(error).__name__}: {error}")
                 return
+
+    def _has_work(self) -> bool:
+        return self._engine.has_unfinished_requests() or has_own_work(self._llm)
 
     def _add(self, request_id: str, request: ModelCall, future: Future[ModelAnswer]) -> None:
         if not future.set_running_or_notify_cancel():

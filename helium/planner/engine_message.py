@@ -79,6 +79,7 @@ def _build(
                 num_join_tokens=num_join_tokens,
             )
         )
+    models = {operator.name: operator.model for operator in lowering.compiled.plan.llm_operators}
     operators = tuple(
         PlanOperator(
             name=name,
@@ -88,6 +89,7 @@ def _build(
             template=tuple(numbers[node] for node in tree.path(tree.leaves[name])),
             # An engine knows only the operators it runs itself.
             reads=tuple(read for read in lowering.reads[name] if read in calls),
+            model=models[name],
         )
         for name in sorted(calls, key=lambda name: (ranks[name], name))
     )

@@ -166,7 +166,8 @@ class Execution:
         self._advance()
 
     async def _register(self, schedule: WorkflowPlan) -> None:
-        plans = schedule.engine_plans()
+        salt = self._options.cache_salt or None
+        plans = [msgspec.structs.replace(plan, cache_salt=salt) for plan in schedule.engine_plans()]
         self._digests = [plan.digest() for plan in plans]
         engines = self._dispatcher.engines
         await asyncio.gather(

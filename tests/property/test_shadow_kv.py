@@ -110,7 +110,7 @@ def skip_a_copy(patch):
 
 
 def ignore_the_salt(patch):
-    patch.setattr(kv_cache_manager_path, "_namespace", lambda request: b"")
+    patch.setattr(kv_cache_manager_path, "namespace_of", lambda request: b"")
 
 
 def evict_a_held_block(patch):

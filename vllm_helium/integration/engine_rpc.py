@@ -34,3 +34,12 @@ def call_engines(llm: Any, method: str, *args: Any) -> list[Any]:
     if call is not None:
         return [call("helium_rpc", method, *args)]
     return [core.engine_core.helium_rpc(method, *args)]
+
+
+def has_own_work(llm: Any) -> bool:
+    """Whether an engine in this process has requests of its own that only our steps can serve.
+
+    An engine in another process steps by itself.
+    """
+    inner = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    return inner is not None and bool(inner.scheduler.has_unfinished_requests())

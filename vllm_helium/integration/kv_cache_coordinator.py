@@ -6,6 +6,7 @@ The coordinator itself is upstream's for one KV cache group; only the pool below
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from vllm_helium.prefix_cache.free_queue import IndexedFreeQueue
 from vllm_helium.prefix_cache.index import NO_BLOCK, PrefixIndex
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.prefix_cache.plan_uses import PlanUsesRegistry
+from vllm_helium.prefix_cache.template_leases import TemplateLeases
 
 logger = init_logger(__name__)
 
@@ -41,14 +43,19 @@ class TrtBlockPool(BlockPool):
         block_size = self.hash_block_size
         num_blocks = self.num_gpu_blocks
         self.min_partial_tokens = options.min_partial_tokens or block_size + 1
+        self.max_leased_blocks = int(options.lease_share * num_blocks)
         self.index = PrefixIndex(
             num_blocks,
             block_size,
             min_partial_tokens=self.min_partial_tokens,
-            max_leased_blocks=int(options.lease_share * num_blocks),
+            max_leased_blocks=self.max_leased_blocks,
             max_protected_blocks=int((1 - options.ordinary_share) * num_blocks),
         )
-        self.plans = PlanUsesRegistry(self.index, options.max_runs)
+        plan_ids = itertools.count()
+        self.leases = TemplateLeases(self.index, plan_ids, options.max_runs)
+        self.plans = PlanUsesRegistry(
+            self.index, options.max_runs, plan_ids, on_last_run=self.leases.drop
+        )
         [null_block_id] = self.index.evict(1)
         assert null_block_id == self.null_block.block_id, "the null block must be the first"
         self.free_block_queue = IndexedFreeQueue(self.index, self.blocks)

@@ -14,10 +14,16 @@ from vllm.v1.request import Request, RequestStatus
 
 from helium.protocol import EnginePlan
 from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool, trt_coordinator
-from vllm_helium.integration.kv_cache_manager_path import known_path, request_path
+from vllm_helium.integration.kv_cache_manager_path import (
+    PREWARM_ATTRIBUTE,
+    known_path,
+    namespace_of,
+    request_path,
+)
 from vllm_helium.prefix_cache.index import NO_TAG
 from vllm_helium.prefix_cache.miss_counts import MissCounts
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
+from vllm_helium.prefix_cache.static_prefixes import StaticPrefix
 
 
 class TrtKVCacheManager(KVCacheManager):
@@ -88,7 +94,8 @@ class TrtKVCacheManager(KVCacheManager):
         path = known_path(request) if self.pool is not None else None
         if path is None or path.match is None:
             return
-        self.misses.record(path.match, request.num_tokens)
+        if not path.is_prewarm:
+            self.misses.record(path.match, request.num_tokens)
         path.match = None
         if num_hit_blocks := num_hits // self.pool.hash_block_size:
             [manager] = self.coordinator.single_type_managers
@@ -177,6 +184,7 @@ class TrtKVCacheManager(KVCacheManager):
         """Forgets a plan; what only it used is evicted first."""
         if self.pool is not None:
             self.pool.plans.drop(digest)
+            self.pool.leases.drop(digest)
 
     def finish_run(self, digest: str, run: str) -> None:
         """Ends a run whose remaining calls will not come."""
@@ -196,6 +204,46 @@ class TrtKVCacheManager(KVCacheManager):
         match = self.pool.index.match(path.namespace, path.tokens, num_tokens, path.labels)
         return self.pool.index.lease_blocks(match.blocks, lease_s) != NO_TAG
 
+    @property
+    def has_tree(self) -> bool:
+        """Whether the templated radix tree is in use."""
+        return self.pool is not None
+
+    @property
+    def num_lease_tokens(self) -> int:
+        """Tokens whose KV may be leased at once, and has room now without preempting anything."""
+        if self.pool is None:
+            return 0
+        num_blocks = min(self.pool.max_leased_blocks, self.pool.get_num_free_blocks())
+        return num_blocks * self.pool.hash_block_size
+
+    def lease_template(
+        self, request: Request, digest: str, prefix: StaticPrefix, lease_s: float
+    ) -> bool:
+        """Leases a plan's static prefix, for requests of the given one's adapter and salt.
+
+        Args:
+            request: Has the prefix as its prompt.
+            digest: The plan; the lease ends with it and with its last open run.
+            lease_s: Seconds the lease lasts after its last use.
+
+        Returns:
+            Whether the request is to be run, because the prefix is not cached yet.
+        """
+        pool = self.pool
+        if pool is None:
+            return False
+        lease = pool.leases.of(digest, namespace_of(request))
+        lease.extend(prefix, lease_s)
+        setattr(request, PREWARM_ATTRIBUTE, (lease, prefix))
+        path = request_path(request, pool.hash_block_size, pool.plans)
+        match = pool.index.match(path.namespace, path.tokens, request.num_tokens, path.labels)
+        if request.num_tokens - match.num_tokens >= pool.min_partial_tokens:
+            return True
+        num_full_blocks = request.num_tokens // pool.hash_block_size
+        pool.index.claim(match.blocks[:num_full_blocks], path.segments)
+        return False
+
     def describe(self) -> dict[str, Any]:
         """Counts for the status report."""
         if self.pool is None:
@@ -204,6 +252,7 @@ class TrtKVCacheManager(KVCacheManager):
             "index": "tree",
             **self.pool.index.stats(),
             **self.pool.plans.describe(),
+            "num_template_leases": len(self.pool.leases),
             "miss_requests": dict(self.misses.num_requests),
             "miss_tokens": dict(self.misses.num_tokens),
             "miss_evicted_as": dict(self.misses.evicted_as),

@@ -6,9 +6,17 @@ from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 from vllm.v1.request import Request
 
 from vllm_helium.prefix_cache.index import Match, TokenBuffer
-from vllm_helium.prefix_cache.plan_uses import NO_PLAN, PlanUsesRegistry, Segments
+from vllm_helium.prefix_cache.plan_uses import (
+    NO_PLAN,
+    PlanUses,
+    PlanUsesRegistry,
+    Segments,
+)
+from vllm_helium.prefix_cache.template_leases import TemplateLease
 
 _ATTRIBUTE = "helium_path"
+PREWARM_ATTRIBUTE = "helium_prewarm"
+"""On a request that only computes a prefix: its ``TemplateLease`` and ``StaticPrefix``."""
 
 
 class RequestPath:
@@ -17,6 +25,7 @@ class RequestPath:
     __slots__ = (
         "_segments",
         "_uses",
+        "is_prewarm",
         "labels",
         "match",
         "namespace",
@@ -26,15 +35,23 @@ class RequestPath:
 
     def __init__(self, request: Request, block_size: int, plans: PlanUsesRegistry) -> None:
         self.tokens = TokenBuffer()
-        self.namespace = _namespace(request)
+        self.namespace = namespace_of(request)
         self.labels = _labels(request, block_size)
         self.match: Match | None = None
         self._segments: Segments = []
         self.num_static_tokens = 0
+        self._uses: PlanUses | TemplateLease | None
+        prewarm = getattr(request, PREWARM_ATTRIBUTE, None)
+        self.is_prewarm = prewarm is not None
+        if prewarm is not None:
+            self._uses, prefix = prewarm
+            self._segments = self._uses.segments(prefix)
+            self.num_static_tokens = request.num_tokens
+            return
         context = getattr(request, "helium", None)
-        self._uses = plans.run(context)
-        if self._uses is not None:
-            self._segments, self.num_static_tokens = self._uses.segments(context)
+        self._uses = uses = plans.run(context)
+        if uses is not None:
+            self._segments, self.num_static_tokens = uses.segments(context)
 
     @property
     def plan(self) -> int:
@@ -70,7 +87,12 @@ def known_path(request: Request) -> RequestPath | None:
     return getattr(request, _ATTRIBUTE, None)
 
 
-def _namespace(request: Request) -> bytes:
+def is_prewarm(request: Request) -> bool:
+    """Whether a request is the engine's own and only computes a prefix."""
+    return hasattr(request, PREWARM_ATTRIBUTE)
+
+
+def namespace_of(request: Request) -> bytes:
     """Requests of different adapters or cache salts never share a prefix."""
     lora = request.lora_request
     if lora is None and not request.cache_salt:

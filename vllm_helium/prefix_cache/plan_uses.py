@@ -9,7 +9,9 @@ Source: Helium, §5 (next use from the soft schedule); counting per row inside t
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import itertools
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 
 from helium.protocol import EnginePlan, WorkflowContext
 from vllm_helium.prefix_cache.index import NO_TAG, PrefixIndex
@@ -19,7 +21,7 @@ Segments = list[tuple[int, int]]
 
 NO_PLAN = -1
 ALL_ROWS = -1
-_TO_THE_END = (1 << 31) - 1
+TO_THE_END = (1 << 31) - 1
 _MAX_RANK = (1 << 32) - 1
 
 
@@ -89,7 +91,7 @@ class PlanUses:
                 num_static_tokens = end
         leaf = operator.template[-1]
         output = self._continuations.get(leaf, leaf)
-        segments.append((_TO_THE_END, self._tag(output, context.row)))
+        segments.append((TO_THE_END, self._tag(output, context.row)))
         return segments, num_static_tokens
 
     def call_ended(self, context: WorkflowContext) -> None:
@@ -146,15 +148,28 @@ class PlanUses:
 
 
 class PlanUsesRegistry:
-    """Pending uses of all runs, by plan digest and run id; the oldest run goes first."""
+    """Pending uses of all runs, by plan digest and run id; the oldest run goes first.
 
-    def __init__(self, index: PrefixIndex, max_runs: int) -> None:
+    Args:
+        plan_ids: Where runs get their numbers in the index.
+        on_last_run: Told the digest of a plan whose last open run has ended.
+    """
+
+    def __init__(
+        self,
+        index: PrefixIndex,
+        max_runs: int,
+        plan_ids: Iterator[int] | None = None,
+        on_last_run: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self._index = index
         self._max_runs = max_runs
+        self._plan_ids = itertools.count() if plan_ids is None else plan_ids
+        self._on_last_run = on_last_run
+        self._num_open: Counter[str] = Counter()
         self._plans: OrderedDict[str, EnginePlan] = OrderedDict()
         self._runs: OrderedDict[tuple[str, str], PlanUses] = OrderedDict()
         self._ended: OrderedDict[tuple[str, str], None] = OrderedDict()
-        self._num_plan_ids = 0
 
     def register(self, digest: str, plan: EnginePlan) -> None:
         """Makes a plan known; its runs begin with their first request.
@@ -191,8 +206,8 @@ class PlanUsesRegistry:
             return known
         if len(self._runs) >= self._max_runs:
             self._close(next(iter(self._runs)))
-        uses = self._runs[key] = PlanUses(self._index, self._num_plan_ids, plan)
-        self._num_plan_ids += 1
+        uses = self._runs[key] = PlanUses(self._index, next(self._plan_ids), plan)
+        self._num_open[context.plan] += 1
         return uses
 
     def call_ended(self, context: WorkflowContext | None) -> None:
@@ -208,6 +223,10 @@ class PlanUsesRegistry:
         uses = self._runs.pop(key)
         uses.is_closed = True
         self._index.close_plan(uses.plan_id)
+        self._num_open[key[0]] -= 1
+        if not self._num_open[key[0]]:
+            del self._num_open[key[0]]
+            self._on_last_run(key[0])
         # An ended run stays known for a while, so that a late call does not begin it anew.
         self._ended[key] = None
         if len(self._ended) > self._max_runs:

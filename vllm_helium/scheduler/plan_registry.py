@@ -97,6 +97,10 @@ class PlanRegistry:
         self._plans.move_to_end(context.plan)
         return entry.operators.get(context.operator)
 
+    def plan(self, digest: str) -> EnginePlan:
+        """Returns a known plan."""
+        return self._plans[digest].plan
+
     def cut(self, context: WorkflowContext, prompt: Sequence[int]) -> WorkflowContext:
         """Returns the context with its prompt cut at the borders of its template's nodes.
 

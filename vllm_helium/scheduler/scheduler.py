@@ -21,11 +21,13 @@ from helium.errors import PlanError
 from helium.protocol import PlanOperator, WorkflowContext, decode_engine_plan
 from vllm_helium.config import HeliumConfig
 from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
+from vllm_helium.integration.kv_cache_manager_path import is_prewarm
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.request import read_context
 from vllm_helium.scheduler.pacing import step_budget
 from vllm_helium.scheduler.plan_queue import ORDINARY, PLANS, Place, PlanQueue
 from vllm_helium.scheduler.plan_registry import PlanRegistry
+from vllm_helium.scheduler.prewarm import Prewarmer
 from vllm_helium.scheduler.victims import select_victim
 
 logger = init_logger(__name__)
@@ -46,9 +48,8 @@ class HeliumMixin:
         )
         super().__init__(vllm_config, *args, **kwargs)
         self.helium_config: HeliumConfig = config
-        self.plans = PlanRegistry(
-            config.max_plans, config.max_plan_mib << 20, self.kv_cache_manager.drop_plan
-        )
+        self.plans = PlanRegistry(config.max_plans, config.max_plan_mib << 20, self._plan_is_gone)
+        self.prewarmer = Prewarmer(self, config, vllm_config)
         self.num_planned_requests = 0
         self.num_unplanned_contexts = 0
         self.num_paced_steps = 0
@@ -89,9 +90,11 @@ class HeliumMixin:
     def _place(self, request: Request) -> None:
         """Reads the request's context and looks it up; a hint that fails is only reported."""
         params = request.sampling_params
-        context = read_context(params.extra_args) if params is not None else None
         request.helium = None
         request.helium_place = Place(ORDINARY, ORDINARY, (0, 0), request.num_prompt_tokens)
+        if is_prewarm(request):
+            return
+        context = read_context(params.extra_args) if params is not None else None
         if context is None:
             return
         operator = self.plans.resolve(context)
@@ -101,6 +104,8 @@ class HeliumMixin:
             self.num_planned_requests += 1
             request.helium = self.plans.cut(context, request.prompt_token_ids or ())
             request.helium_place = self._planned_place(request, context, operator)
+            if request.lora_request is not None:
+                self.prewarmer.adapter_used(context.plan, self.plans.plan(context.plan), request)
         if request.prefill_stats is not None:
             request.prefill_stats.helium = self._report(context, operator is not None)
 
@@ -174,12 +179,17 @@ class HeliumMixin:
         plan = decode_engine_plan(encoded)
         digest = self.plans.register(plan)
         self.kv_cache_manager.register_plan(digest, plan)
+        self.prewarmer.plan_registered(digest, plan)
         return {
             "digest": digest,
             "object": "helium.plan",
             "workflow": plan.workflow,
             "num_operators": len(plan.operators),
         }
+
+    def _plan_is_gone(self, digest: str) -> None:
+        self.prewarmer.plan_dropped(digest)
+        self.kv_cache_manager.drop_plan(digest)
 
     def _drop_plan(self, digest: str) -> bool:
         return self.plans.drop(digest)
@@ -207,6 +217,7 @@ class HeliumMixin:
             "num_paced_steps": self.num_paced_steps,
             "num_planned_requests": self.num_planned_requests,
             "num_unplanned_contexts": self.num_unplanned_contexts,
+            "prewarm": self.prewarmer.describe(),
             "prefix_cache": self.kv_cache_manager.describe(),
         }
 

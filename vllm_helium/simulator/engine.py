@@ -212,7 +212,7 @@ class SimulatedEngine:
         work, output = self._execute(scheduled)
         if self._trace is not None:
             for new in scheduled.scheduled_new_reqs:
-                request = self._under_way[new.req_id].request
+                request = self.scheduler.requests[new.req_id]
                 self._trace.admit(request.prompt_token_ids, request.cache_salt)
         step_s = 0.0
         if scheduled.total_num_scheduled_tokens:
@@ -230,8 +230,8 @@ class SimulatedEngine:
         sampled: list[list[int]] = []
         prefill = context = decode = decode_context = 0
         for request_id, num_tokens in scheduled.num_scheduled_tokens.items():
-            call = self._under_way[request_id]
-            request = call.request
+            call = self._under_way.get(request_id)
+            request = self.scheduler.requests[request_id]
             computed = request.num_computed_tokens  # this step's included
             position = computed - request.num_prompt_tokens
             if num_tokens == 1 and position > 0:
@@ -245,7 +245,8 @@ class SimulatedEngine:
             if request.is_prefill_chunk:
                 sampled.append([])
             else:
-                answer = call.output_token_ids
+                # A request of the scheduler's own asks for no answer.
+                answer = call.output_token_ids if call is not None else ()
                 # A step scheduled before the answer's end was known samples one token too many.
                 sampled.append([answer[position] if position < len(answer) else 0])
         mean_context = context / (2 * prefill) if prefill else 0.0

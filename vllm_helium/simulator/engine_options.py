@@ -107,7 +107,7 @@ def _model_config(shape: ModelShape, options: EngineOptions) -> dict[str, Any]:
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_size,
-        "vocab_size": 32_000,
+        "vocab_size": 1 << 31,  # token ids are hashes
         "max_position_embeddings": options.max_model_len,
         "rms_norm_eps": 1e-6,
         "torch_dtype": "bfloat16",
