@@ -29,7 +29,7 @@ GPU_ENGINE = {
     "block_size": 16,
     "max_num_seqs": 512,
     "max_num_batched_tokens": 4096,
-    "max_model_len": 32_768,
+    "max_model_len": 16_384,
     "gpu_memory_utilization": 0.9,
     "attention_backend": "TRITON_ATTN",
 }

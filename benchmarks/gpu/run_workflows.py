@@ -12,8 +12,7 @@ what was skipped and why), ``calibration.json`` (the cost model's efficiency fac
 the steps, for ``python -m benchmarks.simulate --calibration``) and the groups' logs. With
 ``--device cpu`` a tiny model tries the same program without a GPU.
 
-The GPU's path has run nowhere yet: the operators were checked under Triton's interpreter, the rest
-of the program on the CPU engine.
+The GPU's path has run nowhere yet; README.md of this folder says what was tried.
 """
 
 from __future__ import annotations
@@ -42,6 +41,10 @@ SYSTEMS = (
 )  # fmt: skip
 """In order of importance: where time runs out, the last ones are skipped. The first one runs twice
 on its engine, and the distance of the two is the noise floor (A/A)."""
+
+TIER_BLOCKS = 2048
+"""KV blocks of the two engines, with and without a host tier, that must give blocks up: 32,768
+tokens, several times less than the rows in flight read."""
 
 MIN_GROUP_S = {"cuda": 45.0, "cpu": 30.0}
 """Below which no engine is started any more."""
@@ -102,6 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--scale", type=float, help="factor on the published lengths of texts")
     add("--distinct", action="store_true", help="agents that are all different")
     add("--kv-blocks", type=int, help="KV blocks of the engine, instead of what fits")
+    add("--host-gib", type=float, help="host memory of the engine with a host tier; 0 for none")
     options = parser.parse_args(arguments)
     options.output = options.output.resolve()
     options.model = options.model or ("Qwen3-8B" if options.device == "cuda" else "tiny")
@@ -120,7 +124,15 @@ def run_groups(options: argparse.Namespace, report: dict[str, Any], end_s: float
     report["workloads"] = entries
     try:
         model = write_model(options, entries)
-        groups = grouped(options.system or SYSTEMS, has_core=build_core(report))
+        has_core = build_core(report)
+        groups = grouped(options.system or SYSTEMS, has_core)
+        host_gib = options.host_gib
+        if host_gib is None and options.device == "cuda" and not options.system:
+            host_gib = 16.0
+        if host_gib and (reason := tier_missing(has_core)):
+            report["skipped"].append({"what": "the host tier", "reason": reason})
+        elif host_gib:
+            groups[2:2] = tier_groups(host_gib, options.kv_blocks or TIER_BLOCKS)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         report["skipped"].append({"what": "everything", "reason": reason[:1000]})
@@ -142,7 +154,7 @@ def run_groups(options: argparse.Namespace, report: dict[str, Any], end_s: float
                 "model": str(model),
                 "device": options.device,
                 "mode": dict(modes[0]),
-                "engine": engine_arguments(options),
+                "engine": engine_arguments(options) | group.get("engine", {}),
                 "workloads": entries,
                 "results": str(results),
                 "deadline_s": time.time() + share_s,
@@ -151,7 +163,7 @@ def run_groups(options: argparse.Namespace, report: dict[str, Any], end_s: float
             }
             lines, attempt = run_job(job, share_s + END_S / 2, options.output)
             report["attempts"].append(attempt)
-            collect(lines, report, steps)
+            collect(lines, report, steps, job["engine"])
             if any(line["kind"] in ("run", "skipped", "failed") for line in lines):
                 break
             if len(modes) == 1:
@@ -225,6 +237,28 @@ def grouped(names: Sequence[str], has_core: bool) -> list[dict[str, Any]]:
     result = list(groups.values())
     result[0]["systems"] = [*result[0]["systems"], result[0]["systems"][0]]
     return result
+
+
+def tier_missing(has_core: bool) -> str | None:
+    """Returns why there can be no host tier in this code."""
+    from dataclasses import fields
+
+    from vllm_helium.config import HeliumConfig
+
+    if "host_gib" not in {field.name for field in fields(HeliumConfig)}:
+        return "this code has none"
+    return None if has_core else "it needs the prefix tree, and that the compiled core"
+
+
+def tier_groups(host_gib: float, num_blocks: int) -> list[dict[str, Any]]:
+    """Returns two engines of ours with little KV memory, with and without host memory beside it."""
+    tier = {"host_gib": float(host_gib)}
+    with_tier = "helium:" + json.dumps({"helium": tier})
+    common = {"scheduler_cls": None, "engine": {"num_gpu_blocks_override": num_blocks}}
+    return [
+        {**common, "helium": True, "systems": ["helium"]},
+        {**common, "helium": tier, "systems": [with_tier]},
+    ]
 
 
 def share(groups: Sequence[dict[str, Any]], start_s: float) -> float:
@@ -314,12 +348,18 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def collect(lines: Sequence[dict[str, Any]], report: dict[str, Any], steps: list[list]) -> None:
-    """Sorts a group's lines into the report."""
+def collect(
+    lines: Sequence[dict[str, Any]],
+    report: dict[str, Any],
+    steps: list[list],
+    engine: dict[str, Any],
+) -> None:
+    """Sorts a group's lines into the report; ``engine`` is what its engine was told specially."""
     for entry in lines:
         line = {key: value for key, value in entry.items() if key != "kind"}
         kind = entry["kind"]
         if kind == "run":
+            line["num_kv_blocks"] = engine.get("num_gpu_blocks_override")
             report["runs"].append(line)
         elif kind == "steps":
             steps.extend(line["steps"])
@@ -337,7 +377,8 @@ def add_summary(
 ) -> None:
     """Adds ratios, the noise floor and the calibration, or says why there is none."""
     for run in report["runs"]:
-        same = [r for r in report["runs"] if r["workload"] == run["workload"]]
+        place = run["workload"], run["num_kv_blocks"]
+        same = [r for r in report["runs"] if (r["workload"], r["num_kv_blocks"]) == place]
         first = next((r for r in same if r["system"] == same[0]["system"]), None)
         if first and first["status"] == run["status"] == "done":
             run["ratio_to_first"] = run["makespan_s"] / first["makespan_s"]
@@ -346,7 +387,7 @@ def add_summary(
          "ratio": abs(a["makespan_s"] - b["makespan_s"]) / max(a["makespan_s"], b["makespan_s"])}
         for index, a in enumerate(report["runs"])
         for b in report["runs"][index + 1 :]
-        if (a["workload"], a["system"]) == (b["workload"], b["system"])
+        if (a["group"], a["workload"], a["system"]) == (b["group"], b["workload"], b["system"])
         and a["status"] == b["status"] == "done"
     ]  # fmt: skip
     if not steps:
@@ -373,16 +414,25 @@ def add_summary(
     report["calibration"] = json.loads(found.to_json())
 
 
+def named(run: dict[str, Any]) -> str:
+    """Returns a run's system, with the KV blocks where they were set."""
+    blocks = f", {run['num_kv_blocks']} blocks" if run["num_kv_blocks"] else ""
+    name = (
+        run["system"].replace('"', "").replace("helium:{helium: {", "helium {").replace("}}", "}")
+    )
+    return (name + blocks)[:37]
+
+
 def table(runs: Sequence[dict[str, Any]]) -> str:
     """Returns the runs as text."""
     lines = [
-        f"{'workload':16}{'system':26}{'s':>8}{'calls':>7}{'prefill':>9}{'cached':>9}"
+        f"{'workload':16}{'system':38}{'s':>8}{'calls':>7}{'prefill':>9}{'cached':>9}"
         f"{'output':>8}{'p50 s':>8}{'p95 s':>8}  status"
     ]
     for run in runs:
         p50, p95 = (run[key] or 0.0 for key in ("latency_p50_s", "latency_p95_s"))
         lines.append(
-            f"{run['workload']:16}{run['system']:26}{run['makespan_s']:8.2f}{run['num_calls']:7}"
+            f"{run['workload']:16}{named(run):38}{run['makespan_s']:8.2f}{run['num_calls']:7}"
             f"{run['num_prefill_tokens']:9}{run['num_cached_tokens']:9}"
             f"{run['num_output_tokens']:8}{p50:8.2f}{p95:8.2f}  {run['status']}"
         )

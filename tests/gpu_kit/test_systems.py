@@ -139,6 +139,19 @@ def test_systems_that_need_the_same_engine_share_it():
     assert without[0]["helium"] == {"prefix_index": "stock"}
 
 
+def test_a_host_tier_is_compared_on_engines_that_must_give_blocks_up():
+    without, tiered = run_workflows.tier_groups(8, 512)
+    assert without["engine"] == tiered["engine"] == {"num_gpu_blocks_override": 512}
+    assert (without["helium"], tiered["helium"]) == (True, {"host_gib": 8.0})
+    [name] = tiered["systems"]
+    assert system(name).helium == {"host_gib": 8.0} and system(name).order == "plan"
+    line = {"system": name, "num_kv_blocks": 512}
+    assert run_workflows.named(line) == "helium {host_gib: 8.0}, 512 blocks"
+    assert "compiled core" in (run_workflows.tier_missing(False) or "") or (
+        run_workflows.tier_missing(True) == "this code has none"
+    )
+
+
 def test_the_step_log_tells_prefill_from_decode():
     requests = {
         "new": SimpleNamespace(num_computed_tokens=30, num_prompt_tokens=100),
@@ -168,7 +181,8 @@ def test_the_step_log_tells_prefill_from_decode():
 
 def test_the_summary_has_ratios_noise_and_a_calibration_that_loads(tmp_path):
     def line(name, seconds, status="done"):
-        return {"workload": "w", "system": name, "makespan_s": seconds, "status": status}
+        values = {"workload": "w", "system": name, "makespan_s": seconds, "status": status}
+        return values | {"group": 0, "num_kv_blocks": None}
 
     model = RooflineModel.preset("H100-80GB", "Qwen3-8B")
     work = [(0, 0.0, n, n * 3000) for n in range(1, 200)] + [(4096, 9000.0, 0, 0)] * 20
