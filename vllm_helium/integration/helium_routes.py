@@ -47,6 +47,8 @@ async def _workflows(
     app: FastAPI, args: argparse.Namespace, config: HeliumConfig
 ) -> AsyncIterator[None]:
     """Runs workflows for as long as the server serves."""
+    from prometheus_client import REGISTRY
+
     from helium.templates.tokenizer import TransformersTokenizer
     from vllm_helium.async_backend import AsyncLLMBackend
     from vllm_helium.serving.workflow_service import WorkflowService, import_functions
@@ -65,10 +67,12 @@ async def _workflows(
     tokenizer = TransformersTokenizer(client.get_tokenizer())
     service = WorkflowService(backend, tokenizer, config.state_dir or None)
     app.state.helium_workflows = service
+    REGISTRY.register(service.metrics)
     resuming = asyncio.create_task(service.resume_all())
     try:
         yield
     finally:
         resuming.cancel()
         await asyncio.gather(resuming, return_exceptions=True)
+        REGISTRY.unregister(service.metrics)
         await service.close()

@@ -32,6 +32,7 @@ from helium.runtime.stored_result import stored_result
 from helium.runtime.watching import POLL_S
 from helium.templates.tokenizer import PromptTokenizer
 from vllm_helium.serving.limits import check_limits
+from vllm_helium.serving.workflow_metrics import WorkflowMetrics
 from vllm_helium.serving.workflow_store import WorkflowInfo, WorkflowStore
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class WorkflowService:
         self.workflows = WorkflowStore(folder / "workflows.db")
         self.runs = RunStore(folder / "runs.db")
         self._functions = functions
+        self.metrics = WorkflowMetrics()
+        self._followers: set[asyncio.Task[None]] = set()
         self._runtime = Runtime(backend, tokenizer, store=self.runs, functions=functions)
 
     async def close(self) -> None:
@@ -87,7 +90,7 @@ class WorkflowService:
             if info.status != "interrupted":
                 continue
             try:
-                await self._runtime.resume(info.id)
+                self._follow(info.workflow, await self._runtime.resume(info.id))
                 logger.info("run %s goes on", info.id)
             except HeliumError as error:
                 logger.warning("run %s does not go on: %s", info.id, error)
@@ -135,7 +138,15 @@ class WorkflowService:
             timeout_s=timeout_s,
             resume=run is not None,
         )
+        self._follow(workflow, started)
         return started.id
+
+    def _follow(self, workflow: str, run: Run) -> None:
+        if any(task.get_name() == run.id for task in self._followers):
+            return  # asked for again while it goes on
+        task = asyncio.create_task(self.metrics.follow(workflow, run), name=run.id)
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
 
     async def wait(self, run: str) -> None:
         """Waits until a run that was submitted here is over."""

@@ -1,0 +1,63 @@
+"""What a server started with Helium mounts, starts and ends, over an engine that never answers."""
+
+import argparse
+import asyncio
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import REGISTRY
+
+from vllm_helium.integration.helium_routes import register_helium_routes
+from vllm_helium.models.tiny import make_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(make_tiny_llama(tmp_path_factory.mktemp("m") / "t"))
+    model = SimpleNamespace(served_model_name="tiny", max_model_len=64)
+    config = SimpleNamespace(helium_config=object())
+    return SimpleNamespace(
+        get_tokenizer=lambda: tokenizer, model_config=model, vllm_config=config, errored=False
+    )
+
+
+def serve(client, helium, num_servers=1):
+    """Starts and ends a server; returns the status of the routes and the names of our metrics."""
+
+    async def main():
+        app = FastAPI()
+        app.state.engine_client = client
+        args = argparse.Namespace(helium=helium, api_server_count=num_servers)
+        register_helium_routes(app, args)
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://s") as http:
+                answer = await http.get("/v1/workflows")
+            return answer.status_code, {metric.name for metric in REGISTRY.collect()}
+
+    return asyncio.run(main())
+
+
+def ours(names):
+    return {name for name in names if name.startswith("vllm:helium_workflow")}
+
+
+def test_the_routes_and_metrics_are_there_while_the_server_serves(client):
+    status, names = serve(client, {})
+    assert status == 200 and "vllm:helium_workflow_calls" in ours(names)
+    assert not ours({metric.name for metric in REGISTRY.collect()})
+
+
+def test_without_helium_nothing_is_mounted(client):
+    status, names = serve(client, None)
+    assert status == 404 and not ours(names)
+
+
+def test_several_servers_need_a_folder_they_share(client, tmp_path):
+    assert serve(client, {}, num_servers=2)[0] == 503
+    assert serve(client, {"state_dir": str(tmp_path)}, num_servers=2)[0] == 200
+    assert (tmp_path / "runs.db").exists() and (tmp_path / "workflows.db").exists()
