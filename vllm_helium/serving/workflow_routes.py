@@ -273,7 +273,10 @@ def _plan_of(raw: bytes) -> LogicalPlan:
 
 
 def _operator_name(raw: bytes, index: int) -> str:
-    operator = msgspec.json.decode(raw)["operators"][index]
+    try:
+        operator = msgspec.json.decode(raw)["operators"][index]
+    except (msgspec.DecodeError, UnicodeDecodeError):  # something else is wrong further on
+        return f"number {index}"
     name = operator.get("name") if isinstance(operator, dict) else None
     return name if isinstance(name, str) else f"number {index}"
 

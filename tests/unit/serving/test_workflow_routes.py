@@ -207,6 +207,10 @@ BAD_WORKFLOWS = {
     "field of another type": (changed(sampling={"max_tokens": "x"}), "sampling.max_tokens"),
     "field out of range": (changed(sampling={"top_p": 7}), "plan.operators.draft"),
     "reads a ghost": (changed(history="ghost"), "plan.operators.draft"),
+    "wrong type, then bytes that are no text": (
+        b'{"plan": {"version": 1, "operators": [{"type": "n3", "name": "a"}, {"t\xc6": "b"}]}}',
+        "type",
+    ),
     "nested": (b'{"plan": ' + b"[" * 100_000, None),
 }
 
