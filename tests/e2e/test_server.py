@@ -65,7 +65,12 @@ def test_a_context_never_changes_the_answer(client, registered):
     plain = chat(client).choices[0].message.content
     planned = chat(client, extra_body={"workflow": CONTEXT})
     assert planned.choices[0].message.content == plain
-    assert planned.model_extra["helium"] == {"plan": registered, "run": "r1", "planned": True}
+    report = planned.model_extra["helium"]
+    cache = report.pop("prefix_cache")
+    assert report == {"plan": registered, "run": "r1", "planned": True}
+    assert cache["hit_tokens"] == planned.usage.prompt_tokens_details.cached_tokens
+    assert cache["hit_tokens"] + cache["miss_tokens"] == planned.usage.prompt_tokens
+    assert isinstance(cache["reason"], str)
 
 
 def test_completions_and_responses_take_a_context(client, registered):

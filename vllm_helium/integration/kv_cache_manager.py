@@ -21,7 +21,7 @@ from vllm_helium.integration.kv_cache_manager_path import (
     request_path,
 )
 from vllm_helium.prefix_cache.index import NO_TAG
-from vllm_helium.prefix_cache.miss_counts import MissCounts
+from vllm_helium.prefix_cache.miss_counts import MissCounts, describe_match
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.prefix_cache.static_prefixes import StaticPrefix
 
@@ -96,6 +96,9 @@ class TrtKVCacheManager(KVCacheManager):
             return
         if not path.is_prewarm:
             self.misses.record(path.match, request.num_tokens)
+            stats = request.prefill_stats
+            if stats is not None and stats.helium is not None:
+                stats.helium["prefix_cache"] = describe_match(path.match, request.num_tokens)
         path.match = None
         if num_hit_blocks := num_hits // self.pool.hash_block_size:
             [manager] = self.coordinator.single_type_managers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm_helium.prefix_cache.index import MISS_REASONS, Match
 
@@ -26,3 +27,21 @@ class MissCounts:
         self.num_tokens[match.reason] += num_prompt_tokens - match.num_tokens
         if match.evicted_as is not None:
             self.evicted_as[match.evicted_as] = self.evicted_as.get(match.evicted_as, 0) + 1
+
+
+def describe_match(match: Match, num_prompt_tokens: int) -> dict[str, Any]:
+    """One request's lookup as plain values, for its report.
+
+    ``miss_token`` is where the prompt leaves the cached path, ``evicted_as`` and ``evicted_ago_s``
+    what the missing block was and how long ago it went; both only where one was evicted.
+    """
+    report: dict[str, Any] = {
+        "hit_tokens": match.num_tokens,
+        "miss_tokens": num_prompt_tokens - match.num_tokens,
+        "reason": match.reason,
+        "miss_token": match.miss_token,
+    }
+    if match.evicted_as is not None:
+        report["evicted_as"] = match.evicted_as
+        report["evicted_ago_s"] = match.evicted_ago_s
+    return report

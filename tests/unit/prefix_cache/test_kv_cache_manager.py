@@ -367,6 +367,32 @@ def test_upstreams_own_manager_is_untouched():
     assert type(manager.block_pool).__name__ == "BlockPool"
 
 
+def report_of(manager, name, prompt, report):
+    request = make_request(name, prompt)
+    request.prefill_stats.helium = report
+    admit(manager, request)
+    finish(manager, request)
+    return request.prefill_stats.helium
+
+
+def test_a_request_that_asks_is_told_why_its_lookup_fell_short():
+    manager = make_manager(num_blocks=8)
+    first = report_of(manager, "a", range(12), {"planned": True})
+    assert first["planned"]
+    assert first["prefix_cache"] == {
+        "hit_tokens": 0,
+        "miss_tokens": 12,
+        "reason": "never_seen",
+        "miss_token": 0,
+    }
+    again = report_of(manager, "b", [*range(12), 90], {})["prefix_cache"]
+    assert (again["hit_tokens"], again["miss_tokens"]) == (12, 1)
+    serve(manager, "big", range(100, 128))
+    evicted = report_of(manager, "c", range(12), {})["prefix_cache"]
+    assert evicted["reason"] == "evicted" and evicted["evicted_ago_s"] >= 0
+    assert report_of(manager, "plain", range(12), None) is None
+
+
 class FakeConfig:
     kv_transfer_config = None
     speculative_config = None
