@@ -57,8 +57,8 @@ LIMITS = {
     "max_num_batched_tokens": 512,
     "max_model_len": 4_096,
 }
-NUM_BLOCKS = 300
-"""Less than what the workloads leave behind, so that blocks are evicted."""
+NUM_BLOCKS = {"mapreduce-mmlu": 150, "debate-tatqa": 300, "trading-4b": 300}
+"""Less than what each workload leaves behind, so that blocks are evicted."""
 
 TINY = ModelShape("tiny", 2e5, 0, 2, 2, 2, 32, bytes_per_value=4)
 COST = RooflineModel(replace(DEVICES["cpu"], step_overhead_ms=2.0), TINY)
@@ -123,10 +123,10 @@ class _Engine:
 class _RealEngine(_Engine):
     """The CPU engine, in this process, as a world that steps when the program waits."""
 
-    def __init__(self, llm: LLM, clock: VirtualClock, answers: Answers) -> None:
+    def __init__(self, llm: LLM, num_blocks: int, clock: VirtualClock, answers: Answers) -> None:
         self._engine = llm.llm_engine
         scheduler = self._engine.engine_core.engine_core.scheduler
-        super().__init__(scheduler, NUM_BLOCKS)
+        super().__init__(scheduler, num_blocks)
         self._clock, self._answers = clock, answers
         self._waiting: dict[str, tuple[list[int], Finished]] = {}
 
@@ -233,13 +233,14 @@ class _World:
 def check(model: Path, workload: Workload, chosen: System) -> tuple[Counts, Counts]:
     """Runs a system on both engines; returns the real engine's counts, then the simulator's."""
     answers: Answers = {}
+    num_blocks = NUM_BLOCKS[workload.name]
     helium: Any = False if chosen.helium is None else dict(chosen.helium) or True
     llm = LLM(
         str(model),
         dtype="float32",
         enforce_eager=True,
         kv_cache_memory_bytes=64 << 20,
-        num_gpu_blocks_override=NUM_BLOCKS,
+        num_gpu_blocks_override=num_blocks,
         scheduler_cls=chosen.scheduler_cls,
         helium=helium,
         **LIMITS,
@@ -247,14 +248,14 @@ def check(model: Path, workload: Workload, chosen: System) -> tuple[Counts, Coun
     try:
         tokenizer = llm.get_tokenizer()
         clock = VirtualClock()
-        real = _RealEngine(llm, clock, answers)
+        real = _RealEngine(llm, num_blocks, clock, answers)
         SystemRunner(chosen, _World(real, clock, tokenizer), 0).run(workload)  # type: ignore[arg-type]
         measured = real.counts(clock.now())
     finally:
         llm.llm_engine.engine_core.shutdown()
     clock = VirtualClock()
     options = EngineOptions(
-        num_blocks=NUM_BLOCKS,
+        num_blocks=num_blocks,
         async_scheduling=False,
         scheduler_cls=chosen.scheduler_cls,
         helium=helium,
