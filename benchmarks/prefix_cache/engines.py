@@ -20,9 +20,11 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.structured_output import StructuredOutputManager
 
+from vllm_helium.config import HeliumConfig
 from vllm_helium.integration.kv_cache_manager import TrtKVCacheManager, kv_cache_manager_factory
 from vllm_helium.models.tiny import make_tiny_llama
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
+from vllm_helium.scheduler.scheduler import HeliumScheduler
 
 BLOCK_SIZE = 16
 
@@ -70,7 +72,10 @@ def build_scheduler(
     max_num_seqs: int,
     options: PrefixCacheOptions = PrefixCacheOptions(),  # noqa: B008
 ) -> Scheduler:
-    """Upstream's synchronous scheduler over upstream's or our KV manager."""
+    """Upstream's synchronous scheduler over upstream's KV manager (``stock``) or ours (``tree``).
+
+    ``helium`` is our scheduler over our manager.
+    """
     config = EngineArgs(
         model=str(_model()),
         dtype="float32",
@@ -88,6 +93,9 @@ def build_scheduler(
     if system == "tree":
         factory = kv_cache_manager_factory(config, options)
         cls = type("TreeScheduler", (Scheduler,), {"kv_cache_manager_cls": staticmethod(factory)})
+    elif system == "helium":
+        config.helium_config = HeliumConfig()
+        cls = HeliumScheduler
     return cls(
         vllm_config=config,
         kv_cache_config=kv_cache_config(num_blocks),

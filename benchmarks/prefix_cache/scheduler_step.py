@@ -1,10 +1,10 @@
-"""CPU time of one engine step, upstream's prefix cache against the radix tree.
+"""CPU time of one engine step: upstream's, with the radix tree, and with our scheduler as well.
 
 Usage: python -m benchmarks.prefix_cache.scheduler_step [--rounds 8] [--steps 64] [--output FILE]
 
 Upstream's scheduler decodes a full batch of 16, 64 or 256 requests; ``schedule()`` and
-``update_from_output()`` are timed apart (hashing of new tokens is in the latter). Four schedulers
-run in turns in one process, round by round: stock, tree, stock again, tree again; the repeats give
+``update_from_output()`` are timed apart (hashing of new tokens is in the latter). Six schedulers
+run in turns in one process, round by round: stock, tree, helium, and all again; the repeats give
 the noise floor (A/A). A second table admits and prefills the batch: prompts of 2,000 tokens of
 which half are shared.
 """
@@ -26,7 +26,7 @@ from vllm.v1.request import Request, RequestStatus
 from benchmarks.prefix_cache.engines import block_hasher, build_scheduler, environment
 
 NUM_RUNNING = (16, 64, 256)
-ARMS = ("stock", "tree", "stock_again", "tree_again")
+ARMS = ("stock", "tree", "helium", "stock_again", "tree_again", "helium_again")
 VOCAB = 32_000
 PROMPT_TOKENS = 2_000
 

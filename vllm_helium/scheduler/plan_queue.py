@@ -7,8 +7,7 @@
 * *Ordinary* requests have a share as one run, and none is overtaken by a request that arrived after
   it: ordinary traffic never waits longer for its turn than it would first come, first served.
 
-A call may be *held*: it waits aside until it is released, and others go meanwhile. Adding, peeking
-and popping cost O(log n) amortized; holding, releasing and removing are O(1) and lazy.
+Adding, peeking and popping cost O(log n) amortized; removal is O(1) and lazy.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Place(NamedTuple):
 class _Entry:
     """One stay of a request in the queue."""
 
-    __slots__ = ("arrival", "is_held", "is_waiting", "lane", "place", "request")
+    __slots__ = ("arrival", "is_waiting", "lane", "place", "request")
 
     def __init__(
         self, request: Request, arrival: tuple[float, int], lane: _Lane, place: Place
@@ -58,15 +57,10 @@ class _Entry:
         self.lane = lane
         self.place = place
         self.is_waiting = True
-        self.is_held = False
-
-    @property
-    def is_ready(self) -> bool:
-        return self.is_waiting and not self.is_held
 
 
 class _Heap:
-    """Entries by key; entries that are not ready are dropped when they reach the top."""
+    """Entries by key; entries that left the queue are dropped when they reach the top."""
 
     def __init__(self) -> None:
         self._items: list[tuple[tuple[float, ...], int, _Entry]] = []
@@ -76,41 +70,40 @@ class _Heap:
     def push(self, key: tuple[float, ...], entry: _Entry) -> None:
         """Adds an entry."""
         if len(self._items) >= self._limit:
-            self._items = [item for item in self._items if item[2].is_ready]
+            self._items = [item for item in self._items if item[2].is_waiting]
             heapq.heapify(self._items)
             self._limit = max(64, 2 * len(self._items))
         self._num_pushed += 1  # entries themselves are never compared
         heapq.heappush(self._items, (key, self._num_pushed, entry))
 
     def peek(self) -> _Entry | None:
-        """Returns the ready entry with the smallest key."""
+        """Returns the waiting entry with the smallest key."""
         while self._items:
             entry = self._items[0][2]
-            if entry.is_ready:
+            if entry.is_waiting:
                 return entry
             heapq.heappop(self._items)
         return None
 
 
 class _Lane:
-    """The ready requests of one run."""
+    """The waiting requests of one run."""
 
-    __slots__ = ("by_arrival", "by_position", "num_entries", "share")
+    __slots__ = ("by_arrival", "by_position", "share")
 
-    def __init__(self) -> None:
+    def __init__(self, share: Share) -> None:
         self.by_position = _Heap()
         self.by_arrival = _Heap()
-        self.num_entries = 0  # held ones included
-        self.share: Share | None = None  # while one is ready
+        self.share = share
 
     def head(self, now: float, aging_s: float) -> _Entry:
         oldest, first = self.by_arrival.peek(), self.by_position.peek()
-        assert oldest is not None and first is not None, "a run without ready calls has a share"
+        assert oldest is not None and first is not None, "a run without waiting calls has a lane"
         return oldest if now - oldest.arrival[0] > aging_s else first
 
 
 class PlanQueue(RequestQueue):
-    """Waiting requests in plan order; true while one of them is ready, long with all of them.
+    """Waiting requests in plan order.
 
     Args:
         aging_s: Age in seconds after which a request goes by arrival inside its run.
@@ -126,7 +119,6 @@ class PlanQueue(RequestQueue):
         self._lanes: dict[Hashable, _Lane] = {}
         self._shares = Shares()
         self._entries: dict[str, _Entry] = {}
-        self._num_held = 0
         self._num_added = 0
         self.now = 0.0
 
@@ -135,14 +127,15 @@ class PlanQueue(RequestQueue):
     def add_request(self, request: Request) -> None:
         assert request.request_id not in self._entries, f"{request.request_id} is queued twice"
         place = self._place_of(request)
+        share = self._shares.enter(place.run, place.tenant)
         lane = self._lanes.get(place.run)
         if lane is None:
-            lane = self._lanes[place.run] = _Lane()
+            lane = self._lanes[place.run] = _Lane(share)
         self._num_added += 1
         arrival = (request.arrival_time, self._num_added)
         entry = self._entries[request.request_id] = _Entry(request, arrival, lane, place)
-        lane.num_entries += 1
-        self._make_ready(entry)
+        lane.by_position.push((*place.position, *arrival), entry)
+        lane.by_arrival.push(arrival, entry)
 
     def prepend_request(self, request: Request) -> None:
         """Puts a preempted or skipped request back at its own place, and gives its charge back."""
@@ -154,18 +147,12 @@ class PlanQueue(RequestQueue):
         for request in requests:
             self.prepend_request(request)
 
-    def _make_ready(self, entry: _Entry) -> None:
-        lane, place = entry.lane, entry.place
-        lane.by_position.push((*place.position, *entry.arrival), entry)
-        lane.by_arrival.push(entry.arrival, entry)
-        lane.share = self._shares.enter(place.run, place.tenant)
-
     # --- the head --------------------------------------------------------------------------------
 
     def _head(self) -> _Entry:
         share = self._shares.first()
         if share is None:
-            raise IndexError("no request is ready")
+            raise IndexError("no request is waiting")
         head = self._lanes[share.key].head(self.now, self._aging_s)
         if share.key != ORDINARY and (lane := self._lanes.get(ORDINARY)) is not None:
             ordinary = lane.by_arrival.peek()
@@ -178,7 +165,6 @@ class PlanQueue(RequestQueue):
 
     def pop_request(self) -> Request:
         entry = self._head()
-        assert entry.lane.share is not None, "a ready request has no share"
         self._shares.serve(entry.lane.share, entry.place.num_tokens)
         self.remove_request(entry.request)
         return entry.request
@@ -188,40 +174,14 @@ class PlanQueue(RequestQueue):
         place = self._place_of(request)
         self._shares.charge(place.run, place.tenant, num_tokens)
 
-    # --- holding ---------------------------------------------------------------------------------
-
-    def hold(self, request: Request) -> None:
-        """Sets a ready request aside until it is released or removed."""
-        entry = self._entries[request.request_id]
-        assert not entry.is_held, f"{request.request_id} is held already"
-        entry.is_held = True
-        self._num_held += 1
-        self._leave_share(entry.lane)
-
-    def release(self, request_id: str) -> None:
-        """Makes a held request ready again, at its own place; no-op if it is gone."""
-        entry = self._entries.get(request_id)
-        if entry is None or not entry.is_held:
-            return
-        self._num_held -= 1
-        # A new entry: what the heaps still hold of the old one must not come back to life.
-        entry.is_waiting = False
-        entry = _Entry(entry.request, entry.arrival, entry.lane, entry.place)
-        self._entries[request_id] = entry
-        self._make_ready(entry)
-
     # --- removing --------------------------------------------------------------------------------
 
     def remove_request(self, request: Request) -> None:
         entry = self._entries.pop(request.request_id)
         entry.is_waiting = False
-        lane = entry.lane
-        if entry.is_held:
-            self._num_held -= 1
-        else:
-            self._leave_share(lane)
-        lane.num_entries -= 1
-        if not lane.num_entries:
+        share = entry.lane.share
+        self._shares.leave(share)
+        if not share.num_waiting:
             del self._lanes[entry.place.run]
 
     def remove_requests(self, requests: Iterable[Request]) -> None:
@@ -229,21 +189,10 @@ class PlanQueue(RequestQueue):
             if request.request_id in self._entries:
                 self.remove_request(request)
 
-    def _leave_share(self, lane: _Lane) -> None:
-        assert lane.share is not None, "a ready request has no share"
-        self._shares.leave(lane.share)
-        if not lane.share.num_waiting:
-            lane.share = None
-
     # --- counts ----------------------------------------------------------------------------------
 
-    @property
-    def num_held(self) -> int:
-        """Requests set aside."""
-        return self._num_held
-
     def __bool__(self) -> bool:
-        return len(self._entries) > self._num_held
+        return bool(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

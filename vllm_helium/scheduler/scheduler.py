@@ -208,7 +208,6 @@ class HeliumMixin:
                 name: getattr(self.helium_config, name)
                 for name in HeliumConfig.__dataclass_fields__
             },
-            "num_held": self.waiting.num_held if self._plan_queues else 0,
             "plan_order": bool(self._plan_queues),
             "num_plans": len(self.plans),
             "num_plan_bytes": self.plans.num_bytes,

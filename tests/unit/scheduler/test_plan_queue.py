@@ -1,4 +1,4 @@
-"""The waiting queue: plan order, aging, ordinary traffic by arrival, shares, and holding."""
+"""The waiting queue: plan order, aging, ordinary traffic by arrival, and shares."""
 
 import random
 from dataclasses import dataclass, field
@@ -125,8 +125,6 @@ def test_requests_that_come_and_go_do_not_pile_up():
         queue.add_request(moving)
         assert queue.pop_request() is moving
         queue.prepend_request(moving)
-        queue.hold(moving)
-        queue.release(moving.request_id)
         queue.remove_request(moving)
     [lane] = queue._lanes.values()
     heaps = (lane.by_position, lane.by_arrival)
@@ -229,50 +227,10 @@ def test_a_request_put_back_costs_its_run_nothing():
     assert served.count("skipped") == pytest.approx(10, abs=1)
 
 
-# --- holding -----------------------------------------------------------------------------------
-
-
-def test_a_held_request_lets_others_pass_and_comes_back_at_its_place():
-    queue = make_queue()
-    first, second, third = (FakeRequest(0.0, rank=rank) for rank in range(3))
-    for request in (first, second, third):
-        queue.add_request(request)
-    queue.hold(first)
-    assert queue.pop_request() is second
-    assert len(queue) == 2 and queue.num_held == 1
-    queue.release(first.request_id)
-    queue.release(first.request_id)
-    queue.release("unknown")
-    assert drain(queue) == [first, third] and queue.num_held == 0
-
-
-def test_a_queue_of_held_requests_has_no_head_but_a_length():
-    queue = make_queue()
-    held = FakeRequest(0.0, rank=0)
-    queue.add_request(held)
-    queue.hold(held)
-    assert not queue and len(queue) == 1 and list(queue) == [held]
-    with pytest.raises(IndexError):
-        queue.peek_request()
-    queue.remove_request(held)
-    queue.release(held.request_id)
-    assert not queue and not len(queue) and queue.num_held == 0
-
-
-def test_a_held_run_does_not_block_another():
-    queue = make_queue()
-    held, free = FakeRequest(0.0, rank=0, run="a"), FakeRequest(1.0, rank=0, run="b")
-    queue.add_request(held)
-    queue.add_request(free)
-    queue.hold(held)
-    assert drain(queue) == [free]
-
-
 def test_random_traffic_keeps_the_counts():
     chance = random.Random(3)
     queue = make_queue(aging_s=5.0)
     waiting: dict[str, FakeRequest] = {}
-    held: set[str] = set()
     for step in range(5_000):
         queue.now = float(step)
         action = chance.random()
@@ -285,20 +243,13 @@ def test_random_traffic_keeps_the_counts():
             waiting[request.request_id] = request
         elif action < 0.6 and queue:
             request = queue.pop_request()
-            assert request.request_id not in held
             del waiting[request.request_id]
         elif action < 0.75 and queue:
-            request = queue.peek_request()
-            queue.hold(request)
-            held.add(request.request_id)
-        elif action < 0.9 and held:
-            queue.release(held.pop())
+            queue.prepend_request(queue.pop_request())
         else:
             request = waiting.pop(chance.choice(list(waiting)))
-            held.discard(request.request_id)
             queue.remove_request(request)
-        assert len(queue) == len(waiting) and queue.num_held == len(held)
-        assert bool(queue) == (len(waiting) > len(held))
+        assert len(queue) == len(waiting) and bool(queue) == bool(waiting)
     assert set(queue) == set(waiting.values())
 
 
