@@ -86,7 +86,10 @@ SYSTEMS: Mapping[str, System] = {
         System("helium-no-victims", **{**_OURS, "helium": {"victims": "last"}}),
         # All blocks compete by recency alone: nothing is kept because a plan needs it next.
         System("helium-no-next-use", **{**_OURS, "helium": {"ordinary_share": 1.0}}),
-        System("helium-no-leases", **{**_OURS, "helium": {"lease_share": 0.0}}),
+        System(
+            "helium-no-proactive-kv",
+            **{**_OURS, "helium": {"prewarm": False, "lease_share": 0.0}},
+        ),
         System("helium-no-partial", **{**_OURS, "helium": {"min_partial_tokens": 0}}),
         System("helium-stock-index", **{**_OURS, "helium": {"prefix_index": "stock"}}),
         System("helium-no-plan", **{**_OURS, "has_context": False}),
