@@ -112,6 +112,12 @@ def test_guard_offline_run_workflow():
     assert "llm_engine" in source(LLM.__init__) and callable(LLM.get_tokenizer)
 
 
+def test_guard_async_run_workflow():
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert list(inspect.signature(AsyncLLM.run_workflow).parameters)[1:3] == ["graph", "inputs"]
+
+
 def test_guard_helium_routes():
     from vllm.entrypoints.launchers.api_server import routers
 
