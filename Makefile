@@ -25,8 +25,15 @@ demo: $(MARK)
 test: $(MARK)
 	$(BIN)/python -m pytest -m "not slow"
 
+# Tests that start engines get a process per file; all files run, and exit code 5 is no tests.
 test-slow: $(MARK)
-	$(BIN)/python -m pytest -m slow
+	@failed=0; \
+	run() { echo "pytest $$*"; $(BIN)/python -m pytest "$$@" || [ $$? -eq 5 ] || failed=1; }; \
+	run -m "slow and not engine"; \
+	for file in $$(grep -rlE "mark\.engine" --include="test_*.py" tests | sort); do \
+		run -m "slow and engine" $$file; \
+	done; \
+	exit $$failed
 
 # Real systems on this machine, over the OpenAI API: stock vLLM and frameworks get environments of
 # their own under build/real-systems on first use.

@@ -1,7 +1,6 @@
 """``LLM(MODEL, helium=...)`` as a user meets it, against the same engine without Helium."""
 
 import asyncio
-import os
 
 import msgspec
 import pytest
@@ -13,7 +12,8 @@ from helium.plan.operators import Sampling
 from helium.protocol import EnginePlan, PlanOperator, WorkflowContext
 from helium.runtime import ModelCall, RunError, invoke_async
 from helium.templates.tokenizer import TransformersTokenizer
-from tests.integration.conftest import FAST_ENGINE_ARGUMENTS, FAST_ENGINE_ENVIRONMENT
+from tests.in_process_engine import in_process_llm
+from tests.integration.conftest import FAST_ENGINE_ARGUMENTS
 
 pytestmark = pytest.mark.engine
 
@@ -24,21 +24,16 @@ PLAN = EnginePlan(
 )
 
 
-def make_llm(model, **options):
-    os.environ.update(FAST_ENGINE_ENVIRONMENT)
-    from vllm import LLM
-
-    return LLM(str(model), max_num_seqs=8, **(FAST_ENGINE_ARGUMENTS | options))
-
-
 @pytest.fixture(scope="module")
 def llm(tiny_model):
-    return make_llm(tiny_model, helium=True)
+    with in_process_llm(tiny_model, max_num_seqs=8, helium=True) as llm:
+        yield llm
 
 
 @pytest.fixture(scope="module")
 def stock(tiny_model):
-    return make_llm(tiny_model)
+    with in_process_llm(tiny_model, max_num_seqs=8) as llm:
+        yield llm
 
 
 def scheduler_of(llm):
@@ -256,7 +251,10 @@ def test_a_closed_backend_ends_every_call(llm):
 
 
 def test_bad_options_are_refused_at_construction(tiny_model):
+    from vllm import LLM
+
     with pytest.raises(ConfigError, match=r"helium\.order"):
-        make_llm(tiny_model, helium={"order": "sideways"})
+        LLM(str(tiny_model), helium={"order": "sideways"})
+    scheduler = "vllm.v1.core.sched.scheduler.Scheduler"
     with pytest.raises(Exception, match="scheduler_cls"):
-        make_llm(tiny_model, helium=True, scheduler_cls="vllm.v1.core.sched.scheduler.Scheduler")
+        LLM(str(tiny_model), helium=True, scheduler_cls=scheduler, **FAST_ENGINE_ARGUMENTS)

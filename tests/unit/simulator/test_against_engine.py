@@ -11,9 +11,9 @@ from helium.cost import RooflineModel
 
 pytest.importorskip("vllm")
 
-from vllm import LLM, SamplingParams
+from vllm import SamplingParams
 
-from tests.integration.conftest import FAST_ENGINE_ARGUMENTS, FAST_ENGINE_ENVIRONMENT
+from tests.in_process_engine import in_process_llm
 from vllm_helium.models.tiny import make_tiny_llama
 from vllm_helium.simulator.engine import SimulatedEngine
 from vllm_helium.simulator.engine_options import EngineOptions
@@ -54,17 +54,14 @@ def _watch(scheduler) -> list[list[int]]:
 
 @pytest.mark.parametrize("num_blocks", [21, 60])
 @pytest.mark.parametrize("helium", [False, True])
-def test_steps_hits_and_evictions_are_those_of_the_cpu_engine(
-    tmp_path, monkeypatch, helium, num_blocks
-):
-    for name, value in FAST_ENGINE_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    llm = LLM(
-        str(make_tiny_llama(tmp_path / "llama")),
-        num_gpu_blocks_override=num_blocks,
-        helium=helium,
-        **(FAST_ENGINE_ARGUMENTS | LIMITS),
-    )
+def test_steps_hits_and_evictions_are_those_of_the_cpu_engine(tmp_path, helium, num_blocks):
+    model = make_tiny_llama(tmp_path / "llama")
+    options = LIMITS | {"num_gpu_blocks_override": num_blocks, "helium": helium}
+    with in_process_llm(model, **options) as llm:
+        _compare(llm, helium, num_blocks)
+
+
+def _compare(llm, helium: bool, num_blocks: int) -> None:
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     num_evictions, steps = count_evictions(scheduler), _watch(scheduler)
 
