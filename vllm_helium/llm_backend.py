@@ -19,7 +19,7 @@ from vllm.outputs import RequestOutput
 
 from helium.errors import EngineError
 from helium.protocol import EnginePlan
-from helium.runtime.backend import ModelAnswer, ModelCall
+from helium.runtime.backend import EngineGone, ModelAnswer, ModelCall
 from vllm_helium.engine_calls import answer_of, check_model, render, request_params
 from vllm_helium.integration.engine_rpc import call_engines, has_own_work
 
@@ -42,7 +42,7 @@ class LLMBackend:
         self._has_plans = self._engine.vllm_config.helium_config is not None
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._under_way: dict[str, Future[ModelAnswer]] = {}
-        self._closed_because: str | None = None
+        self._closed_because: EngineError | None = None
         self._ids = (f"helium-{id(self):x}-{number}" for number in itertools.count())
         self._thread = threading.Thread(target=self._serve, name="helium-engine", daemon=True)
         self._thread.start()
@@ -66,6 +66,7 @@ class LLMBackend:
         """Answers one call.
 
         Raises:
+            EngineGone: The engine has died.
             EngineError: The engine refused or aborted it.
         """
         request_id = next(self._ids)
@@ -99,7 +100,7 @@ class LLMBackend:
                 while True:
                     work = self._inbox.get(block=is_idle)
                     if work is _STOP:
-                        self._shut("the backend was closed")
+                        self._shut(EngineError("the backend was closed"))
                         return
                     work()
                     is_idle = is_idle and not self._has_work()
@@ -109,7 +110,7 @@ class LLMBackend:
                 for output in self._engine.step():
                     self._deliver(output)
             except Exception as error:
-                self._shut(f"the engine failed: {type(error).__name__}: {error}")
+                self._shut(EngineGone(f"the engine failed: {type(error).__name__}: {error}"))
                 return
 
     def _has_work(self) -> bool:
@@ -120,7 +121,7 @@ class LLMBackend:
             return
         try:
             if self._closed_because is not None:
-                raise EngineError(self._closed_because)
+                raise self._closed_because
             check_model(request.call, self._llm.model_config.served_model_name)
             token_ids = render(request.call, self._tokenizer)
             prompt = tokens_input(token_ids, cache_salt=request.cache_salt)
@@ -147,14 +148,15 @@ class LLMBackend:
         except EngineError as error:
             future.set_exception(error)
 
-    def _shut(self, reason: str) -> None:
+    def _shut(self, reason: EngineError) -> None:
         """Ends every call under way, and those that come after, with a reason."""
         self._closed_because = reason
         under_way, self._under_way = self._under_way, {}
         for future in under_way.values():
-            future.set_exception(EngineError(reason))
+            future.set_exception(reason)
         self._answer_late_calls()
-        self._engine.abort_request(list(under_way))
+        if not isinstance(reason, EngineGone):
+            self._engine.abort_request(list(under_way))
 
     def _answer_late_calls(self) -> None:
         with contextlib.suppress(queue.Empty):

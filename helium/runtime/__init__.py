@@ -1,6 +1,12 @@
 """Runs a compiled plan: one asyncio dataflow over one or many engines."""
 
-from helium.runtime.backend import EngineBackend, EngineUnavailable, ModelAnswer, ModelCall
+from helium.runtime.backend import (
+    EngineBackend,
+    EngineGone,
+    EngineUnavailable,
+    ModelAnswer,
+    ModelCall,
+)
 from helium.runtime.invoke import invoke, invoke_async
 from helium.runtime.processor import run_plan
 from helium.runtime.profile_store import ProfileStore
@@ -14,6 +20,7 @@ from helium.runtime.trace import RunTrace
 
 __all__ = [
     "EngineBackend",
+    "EngineGone",
     "EngineUnavailable",
     "ModelAnswer",
     "ModelCall",

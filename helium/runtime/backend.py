@@ -15,6 +15,13 @@ class EngineUnavailable(EngineError):
     """An engine cannot serve now, but may later, or another one may: the call is made again."""
 
 
+class EngineGone(EngineError):
+    """An engine has died and does not come back by itself: other engines make its calls.
+
+    Where there is none left the run ends with this, and can be resumed on a new engine.
+    """
+
+
 class ModelCall(msgspec.Struct, frozen=True, gc=False):
     """A call and who makes it.
 
@@ -62,6 +69,7 @@ class EngineBackend(Protocol):
 
         Raises:
             EngineUnavailable: The same call may succeed later, or elsewhere.
+            EngineGone: The engine has died.
             EngineError: The call failed for good; the message says why.
         """
 

@@ -3,12 +3,14 @@
 All runs of a runtime share one dispatcher, so an equal deterministic call of another run is as good
 as one's own. Nobody who waits for a shared call can spoil it for the others: it is cancelled when
 the last of them is gone.
+
+A call is made where the planner placed it, as long as that engine keeps up. What an engine that is
+down or lags behind has not been sent yet moves to another one, and its plan is registered there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -16,8 +18,16 @@ from typing import Literal, Protocol
 import msgspec
 
 from helium.errors import ConfigError, EngineError
-from helium.runtime.backend import EngineBackend, EngineUnavailable, ModelAnswer, ModelCall
+from helium.protocol import EnginePlan
+from helium.runtime.backend import (
+    EngineBackend,
+    EngineGone,
+    EngineUnavailable,
+    ModelAnswer,
+    ModelCall,
+)
 from helium.runtime.cache_lookup import CacheLookup
+from helium.runtime.engine_state import EngineState
 from helium.runtime.lane import Lane
 from helium.runtime.retries import RetryBudget, RetryPolicy
 
@@ -37,7 +47,10 @@ class Receiver(Protocol):
     """Who makes calls. All of it is called on the event loop and must not raise."""
 
     def started(self, ticket: Ticket, engine: int) -> None:
-        """The call goes to an engine; not told of calls that join one under way."""
+        """The call goes to an engine, perhaps after another one did not serve it.
+
+        Not told of calls that join one under way.
+        """
 
     def finished(self, ticket: Ticket, outcome: ModelAnswer | EngineError, origin: Origin) -> None:
         """The call has its outcome; told once, and never after ``cancel``."""
@@ -49,6 +62,7 @@ class Ticket:
     Attributes:
         operator: Operator the call is made for.
         row: Row the call is made for.
+        engine: Engine that has the call, or had it when it ended.
     """
 
     __slots__ = ("operator", "receiver", "request", "row")
@@ -59,17 +73,34 @@ class Ticket:
         self.operator = operator
         self.row = row
 
+    @property
+    def engine(self) -> int:
+        return self.request.engine
+
 
 class _Request:
     """One call to make, for everyone with a ticket; ``worker`` is the task that makes it now."""
 
-    __slots__ = ("cache_key", "call", "engine", "key", "tickets", "worker")
+    __slots__ = (
+        "cache_key",
+        "call",
+        "engine",
+        "key",
+        "num_attempts",
+        "plan",
+        "tickets",
+        "worker",
+    )
 
-    def __init__(self, call: ModelCall, engine: int, key: Key | None) -> None:
+    def __init__(
+        self, call: ModelCall, engine: int, key: Key | None, plan: EnginePlan | None
+    ) -> None:
         self.call = call
         self.engine = engine
         self.key = key
         self.cache_key: bytes | None = None
+        self.plan = plan
+        self.num_attempts = 0
         self.tickets: dict[Ticket, None] = {}
         self.worker: asyncio.Task[object] | None = None
 
@@ -92,7 +123,7 @@ class Dispatcher:
         """Starts nothing.
 
         Args:
-            backends: The engines; a retry goes to the next one.
+            backends: The engines.
             call_timeout_s: Seconds one attempt at a call may take; ``None`` waits for ever.
             max_open_calls: Calls under way per engine.
             cache: Asked before every deterministic call, and told every answer.
@@ -106,6 +137,7 @@ class Dispatcher:
         self._budget = RetryBudget(self._policy)
         self._call_timeout_s = call_timeout_s
         self._cache = cache
+        self._states = [EngineState(backend, self._policy) for backend in self.engines]
         self._lanes: list[Lane[_Request]] = [
             Lane(self._serve, max_open_calls) for _ in self.engines
         ]
@@ -113,12 +145,22 @@ class Dispatcher:
         self._encoder = msgspec.json.Encoder()
 
     def submit(
-        self, call: ModelCall, engine: int, receiver: Receiver, operator: str = "", row: int = 0
+        self,
+        call: ModelCall,
+        engine: int,
+        receiver: Receiver,
+        operator: str = "",
+        row: int = 0,
+        plan: EnginePlan | None = None,
     ) -> Ticket:
         """Makes a call, or joins an equal one under way; returns at once.
 
         Two calls are equal when both are greedy or seeded, of the same tenant, and agree in every
         field. The order of keys in a structured-output constraint counts: it shapes the output.
+
+        Args:
+            engine: Where the call was placed.
+            plan: The one its context names; goes with the call where that is made elsewhere.
         """
         key: Key | None = None
         if call.call.sampling.is_deterministic:
@@ -128,7 +170,7 @@ class Dispatcher:
                 ticket = Ticket(request, receiver, operator, row)
                 request.tickets[ticket] = None
                 return ticket
-        request = _Request(call, engine, key)
+        request = _Request(call, engine, key, plan)
         ticket = Ticket(request, receiver, operator, row)
         request.tickets[ticket] = None
         if key is not None:
@@ -149,6 +191,28 @@ class Dispatcher:
         if request.worker is not None:
             request.worker.cancel()
 
+    async def register(self, plans: Sequence[EnginePlan]) -> None:
+        """Registers every engine's plan with it; engines that are away are told when they are back.
+
+        Raises:
+            EngineError: An engine refused its plan, or none of them can be reached.
+        """
+        outcomes = await asyncio.gather(
+            *(s.register(plan.digest(), plan) for s, plan in zip(self._states, plans, strict=True)),
+            return_exceptions=True,
+        )
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        is_away = [isinstance(error, EngineUnavailable | EngineGone) for error in errors]
+        if errors and (not all(is_away) or len(errors) == len(self.engines)):
+            raise errors[is_away.index(False) if False in is_away else 0]
+
+    def forget(self, plans: Sequence[EnginePlan]) -> None:
+        """The run of these plans is over."""
+        for plan in plans:
+            digest = plan.digest()
+            for state in self._states:
+                state.forget_plan(digest)
+
     async def close(self) -> None:
         """Cancels what is under way; the answers in hand are still written to the cache."""
         for lane in self._lanes:
@@ -157,9 +221,54 @@ class Dispatcher:
             await self._cache.close()
 
     def _enqueue(self, request: _Request) -> None:
+        if len(self._lanes) > 1:
+            if not self._states[request.engine].is_up():
+                request.engine = self._least_loaded(request.engine, request.engine)
+            self._put(request)
+            if self._lanes[request.engine].num_waiting > 1:
+                for engine, lane in enumerate(self._lanes):
+                    if not lane.num_open and not lane.num_waiting:
+                        self._fetch_work(engine)
+        else:
+            self._put(request)
+
+    def _put(self, request: _Request) -> None:
         context = request.call.context
         rank = 0 if context is None or context.rank is None else context.rank
         self._lanes[request.engine].put(request, rank)
+
+    def _least_loaded(self, away: int, default: int) -> int:
+        """Returns the engine that is up and has the fewest calls, but ``away``."""
+        others = [e for e, state in enumerate(self._states) if e != away and state.is_up()]
+        lanes = self._lanes
+        return min(others, key=lambda e: lanes[e].num_waiting + lanes[e].num_open, default=default)
+
+    def _evacuate(self, engine: int) -> None:
+        """Gives what an engine that is down has not been sent yet to those that are up."""
+        if self._least_loaded(engine, engine) != engine:
+            lane = self._lanes[engine]
+            for request in lane.take_last(lane.num_waiting):
+                request.engine = self._least_loaded(engine, engine)
+                self._put(request)
+
+    def _fetch_work(self, idle: int) -> None:
+        """Takes calls from the engine that is furthest behind, if they end earlier that way.
+
+        A call that moves loses the prefix it would have found; one with a short time to wait stays.
+        """
+        lane = self._lanes[idle]
+        if lane.num_waiting or lane.num_free < 1 or not self._states[idle].is_up():
+            return
+        others = [engine for engine in range(len(self._lanes)) if engine != idle]
+        behind = max(others, key=lambda e: self._states[e].wait_s(self._lanes[e].num_waiting))
+        state, waiting = self._states[behind], self._lanes[behind].num_waiting
+        # Half of them at most: the two engines are even then.
+        most, count = min(lane.num_free, (waiting + 1) // 2), 0
+        while count < most and state.wait_s(waiting - count) > state.move_s():
+            count += 1
+        for request in self._lanes[behind].take_last(count) if count else ():
+            request.engine = idle
+            self._put(request)
 
     def _looked_up(self, request: _Request, answer: ModelAnswer | None) -> None:
         if not request.tickets:
@@ -178,13 +287,20 @@ class Dispatcher:
             outcome = await self._attempt(request)
         finally:
             request.worker = None
+        if outcome is None:
+            if request.tickets:
+                self._put(request)
+            return
         if not request.tickets:
             return
         if self._cache is not None and request.cache_key is not None:
             num_outputs = request.call.call.sampling.n
             if isinstance(outcome, ModelAnswer) and len(outcome.texts) == num_outputs:
                 self._cache.tell(request.cache_key, request.call.cache_salt, outcome)
+        engine = request.engine
         self._deliver(request, outcome, "engine", "shared")
+        if len(self._lanes) > 1 and not self._lanes[engine].num_waiting:
+            self._fetch_work(engine)
 
     def _deliver(
         self,
@@ -205,42 +321,73 @@ class Dispatcher:
         if request.key is not None and self._in_flight.get(request.key) is request:
             del self._in_flight[request.key]
 
-    async def _attempt(self, request: _Request) -> ModelAnswer | EngineError:
-        """Makes a call until it succeeds, fails for good or has used up its retries."""
-        engine = request.engine
-        call = request.call
-        self._budget.earn()
-        for ticket in request.tickets:
-            ticket.receiver.started(ticket, engine)
-            break
-        for attempt in itertools.count(1):
-            error = EngineUnavailable(f"the call took more than {self._call_timeout_s} s")
+    async def _attempt(self, request: _Request) -> ModelAnswer | EngineError | None:
+        """Makes a call until it succeeds, fails for good or has used up its retries.
+
+        Returns:
+            ``None`` if another engine is to go on with it, the request's ``engine`` by then.
+        """
+        if not request.num_attempts:
+            self._budget.earn()
+        while True:
+            engine, state = request.engine, self._states[request.engine]
+            for ticket in request.tickets:
+                ticket.receiver.started(ticket, engine)
+                break
+            request.num_attempts += 1
+            is_down = False
             try:
-                if self._call_timeout_s is None:
-                    return await self.engines[engine].call(call)
-                async with asyncio.timeout(self._call_timeout_s):
-                    return await self.engines[engine].call(call)
+                return await self._send(request, state)
+            except EngineGone as gone:
+                state.failed(gone)
+                self._evacuate(engine)
+                request.engine = self._least_loaded(engine, engine)
+                if request.engine == engine:
+                    return gone
+                request.num_attempts -= 1  # that was the engine's fault, not the call's
+                return None
             except EngineUnavailable as unavailable:
                 error = unavailable
+                is_down = state.failed(unavailable)
             except TimeoutError:
-                pass
+                error = EngineUnavailable(f"the call took more than {self._call_timeout_s} s")
             except EngineError as final:
                 return final
             except Exception as unexpected:
                 logger.exception("engine %d failed in an unexpected way", engine)
                 return EngineError(f"{type(unexpected).__name__}: {unexpected}")
-            if attempt >= self._policy.max_attempts:
-                return EngineError(f"{error}; gave up after {attempt} attempt(s)")
-            if not self._budget.spend():
-                return EngineError(f"{error}; not made again, the retry budget is used up")
-            await asyncio.sleep(self._policy.delay_s(attempt))
-            if len(self.engines) > 1:
-                # The next engine has another plan: there the call is ordinary traffic.
-                engine = (engine + 1) % len(self.engines)
-                has_plan = engine == request.engine
-                call = request.call if has_plan else _without_context(request.call)
-        raise AssertionError("unreachable: the attempts are counted for ever")
+            if is_down:
+                self._evacuate(engine)
+            num_attempts = request.num_attempts
+            if num_attempts >= self._policy.max_attempts:
+                return EngineError(f"{error}; gave up after {num_attempts} attempt(s)")
+            other = self._least_loaded(engine, engine)
+            if not is_down or other == engine:
+                if not self._budget.spend():
+                    return EngineError(f"{error}; not made again, the retry budget is used up")
+                await asyncio.sleep(self._policy.delay_s(num_attempts))
+                other = self._least_loaded(engine, engine)
+            if other != engine:
+                request.engine = other
+                return None
 
-
-def _without_context(call: ModelCall) -> ModelCall:
-    return ModelCall(call.call, None, call.cache_salt)
+    async def _send(self, request: _Request, state: EngineState) -> ModelAnswer:
+        """Makes one attempt, where the engine knows the plan if that can be had."""
+        call = request.call
+        if request.plan is not None and call.context is not None:
+            try:
+                await state.register(call.context.plan, request.plan)
+            except (EngineUnavailable, EngineGone):
+                raise
+            except EngineError as error:
+                logger.warning("a plan is not registered: %s", error)
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        state.sent(self._lanes[request.engine].num_open)
+        if self._call_timeout_s is None:
+            answer = await state.backend.call(call)
+        else:
+            async with asyncio.timeout(self._call_timeout_s):
+                answer = await state.backend.call(call)
+        state.answered(answer, loop.time() - started_s)
+        return answer

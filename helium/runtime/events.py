@@ -21,7 +21,7 @@ class RunStarted(msgspec.Struct, frozen=True, tag="run_started"):
 
 
 class CallStarted(msgspec.Struct, frozen=True, tag="call_started"):
-    """A call went to an engine; calls answered otherwise only finish."""
+    """A call went to an engine, again where it moves on; calls answered otherwise only finish."""
 
     operator: str
     row: int
@@ -36,6 +36,8 @@ class CallFinished(msgspec.Struct, frozen=True, tag="call_finished"):
             counted for the first alone.
         queue_ms: Time in the engine's queue, where it says so.
         misses: Why prompt tokens were not in its cache, reason -> tokens, where it says so.
+        engine: Engine that answered, also where the call was placed on another one; ``None`` where
+            no engine did.
     """
 
     operator: str
@@ -47,6 +49,7 @@ class CallFinished(msgspec.Struct, frozen=True, tag="call_finished"):
     num_output_tokens: int = 0
     queue_ms: float = 0.0
     misses: dict[str, int] = {}
+    engine: int | None = None
 
 
 class FunctionFinished(msgspec.Struct, frozen=True, tag="function_finished"):

@@ -19,8 +19,8 @@ from helium.plan.functions import REGISTRY, Function
 from helium.plan.interpret import Value
 from helium.plan.operators import Concat, Format, Lambda, Llm, Output, Slice
 from helium.planner.workflow_plan import WorkflowPlan
-from helium.protocol import WorkflowContext
-from helium.runtime.backend import ModelAnswer, ModelCall
+from helium.protocol import EnginePlan, WorkflowContext
+from helium.runtime.backend import EngineGone, ModelAnswer, ModelCall
 from helium.runtime.dataflow import Cell, Dataflow, Failed, Template
 from helium.runtime.dispatcher import Dispatcher, Origin, Ticket
 from helium.runtime.events import (
@@ -98,6 +98,7 @@ class Execution:
         self._schedule = self.schedule = schedule
         self._options = options or RunOptions()
         self._emit = self._options.on_event
+        self._plans: tuple[EnginePlan, ...] = ()
         self._digests: list[str] = []
         llm_operators = self._plan.llm_operators
         self.num_calls = sum(len(compiled.calls(operator.name)) for operator in llm_operators)
@@ -118,7 +119,8 @@ class Execution:
         """Runs the plan to its end; cancelling this cancels every call of the run.
 
         Raises:
-            EngineError: A backend cannot be reached to register the plan.
+            EngineError: No backend can be reached to register the plan, or one refused it.
+        EngineGone: All engines have died; what is not done was not tried.
         """
         started = time.perf_counter()
         loop = asyncio.get_running_loop()
@@ -138,6 +140,7 @@ class Execution:
             if limit is not None:
                 limit.cancel()
             self._drop_work()
+            self._dispatcher.forget(self._plans)
         outputs: dict[str, list[Value | None]] = {}
         for output in self._plan.outputs:
             num_rows = self._compiled.rows.num_rows(output.name)
@@ -167,12 +170,11 @@ class Execution:
 
     async def _register(self, schedule: WorkflowPlan) -> None:
         salt = self._options.cache_salt or None
-        plans = [msgspec.structs.replace(plan, cache_salt=salt) for plan in schedule.engine_plans()]
-        self._digests = [plan.digest() for plan in plans]
-        engines = self._dispatcher.engines
-        await asyncio.gather(
-            *(engine.register(plan) for engine, plan in zip(engines, plans, strict=True))
+        self._plans = tuple(
+            msgspec.structs.replace(plan, cache_salt=salt) for plan in schedule.engine_plans()
         )
+        self._digests = [plan.digest() for plan in self._plans]
+        await self._dispatcher.register(self._plans)
 
     def _drop_work(self) -> None:
         tickets, self._tickets = self._tickets, {}
@@ -269,7 +271,8 @@ class Execution:
             prompt = self._prompts[name] = _Prompt(operator, self._compiled, self._flow)
         engine, context = self._place(name, row)
         call = ModelCall(prompt.call(row), context, self._options.cache_salt)
-        self._tickets[self._dispatcher.submit(call, engine, self, name, row)] = None
+        plan = self._plans[engine] if self._plans else None
+        self._tickets[self._dispatcher.submit(call, engine, self, name, row, plan)] = None
 
     def _place(self, name: str, row: int) -> tuple[int, WorkflowContext | None]:
         if self._schedule is None:
@@ -287,18 +290,24 @@ class Execution:
     def finished(self, ticket: Ticket, outcome: ModelAnswer | EngineError, origin: Origin) -> None:
         """See ``Receiver``."""
         del self._tickets[ticket]
+        if isinstance(outcome, EngineGone) and self._is_over is not None:
+            # No engine is left, so no row fails by itself: all of them are made when it resumes.
+            if not self._is_over.done():
+                self._is_over.set_exception(outcome)
+            return
         name, row = ticket.operator, ticket.row
         answer: ModelAnswer | None = None
         if isinstance(outcome, EngineError):
             self._fail(name, row, str(outcome))
         else:
             answer = outcome
-            self._answered(name, row, answer, origin)
+            self._answered(ticket, answer, origin)
         if self._options.on_call is not None:
             self._options.on_call(name, row, answer)
         self._advance()
 
-    def _answered(self, name: str, row: int, answer: ModelAnswer, origin: Origin) -> None:
+    def _answered(self, ticket: Ticket, answer: ModelAnswer, origin: Origin) -> None:
+        name, row = ticket.operator, ticket.row
         operator = self._plan.by_name[name]
         assert isinstance(operator, Llm), f"{name!r} makes no calls"
         counts = self._counts[name]
@@ -320,7 +329,8 @@ class Execution:
         self._flow.finish(name, row, texts[0] if len(texts) == 1 else texts)
         if self._emit is not None:
             if origin != "engine":
-                self._emit(CallFinished(name, row, texts, origin))
+                engine = ticket.engine if origin == "shared" else None
+                self._emit(CallFinished(name, row, texts, origin, engine=engine))
                 return
             self._emit(
                 CallFinished(
@@ -333,6 +343,7 @@ class Execution:
                     answer.num_output_tokens,
                     answer.queue_ms,
                     answer.misses,
+                    ticket.engine,
                 )
             )
 

@@ -64,7 +64,7 @@ class HttpBackend:
         except APIStatusError as error:
             raise EngineError(f"{self._base_url} refused the plan: {error.message}") from None
         except APIConnectionError as error:
-            raise EngineError(f"{self._base_url} cannot be reached: {error}") from None
+            raise EngineUnavailable(f"{self._base_url} cannot be reached: {error}") from None
 
     async def call(self, request: ModelCall) -> ModelAnswer:
         from openai import APIConnectionError, APIError, APIStatusError

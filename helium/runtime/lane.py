@@ -35,9 +35,32 @@ class Lane(Generic[_T]):
         self._max_open = max_open
         self._waiting: list[tuple[int, int, _T]] = []
         self._num_put = 0
+        self._num_open = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._is_starting = False
         self._is_closed = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Items nobody has taken."""
+        return len(self._waiting)
+
+    @property
+    def num_open(self) -> int:
+        """Items under way."""
+        return self._num_open
+
+    @property
+    def num_free(self) -> int:
+        """Items more that could be under way."""
+        return self._max_open - self._num_open
+
+    def take_last(self, count: int) -> list[_T]:
+        """Takes out up to ``count`` waiting items, those that would be worked on last."""
+        keep = max(0, len(self._waiting) - count)
+        in_order = sorted(self._waiting, key=lambda entry: entry[:2])
+        self._waiting = in_order[:keep]  # a sorted list is a heap
+        return [item for _, _, item in in_order[keep:]]
 
     def put(self, item: _T, priority: int = 0) -> None:
         """Queues an item; needs a running event loop."""
@@ -73,6 +96,7 @@ class Lane(Generic[_T]):
         num_done = 0
         while self._waiting:
             item = heapq.heappop(self._waiting)[2]
+            self._num_open += 1
             self._wake()  # should this item wait for something, the next one does not
             try:
                 await self._work(item)
@@ -81,6 +105,8 @@ class Lane(Generic[_T]):
                 if self._is_closed or worker is None:
                     raise
                 worker.uncancel()
+            finally:
+                self._num_open -= 1
             num_done += 1
             if num_done % _BURST == 0:
                 await asyncio.sleep(0)
