@@ -120,10 +120,15 @@ class RunStore:
         """
         self.path = Path(path)
         self._lock = threading.Lock()
+        self._list_lock = threading.Lock()
         with self._reporting("opened"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = open_sqlite(
                 self.path, _SCHEMA, STORE_VERSION, synchronous="FULL", max_bytes=max_bytes
+            )
+            # Lists have a connection of their own, so that a long one holds up no checkpoint.
+            self._list_connection = open_sqlite(
+                self.path, _SCHEMA, STORE_VERSION, synchronous="FULL"
             )
 
     def create(self, run: str, spec: RunSpec) -> None:
@@ -346,10 +351,12 @@ class RunStore:
         """Closes the file."""
         with self._lock:
             self._connection.close()
+        with self._list_lock:
+            self._list_connection.close()
 
     def _infos(self, clause: str, *values: str) -> list[RunInfo]:
-        with self._reporting("read"):
-            rows = self._connection.execute(
+        with self._reporting("read", self._list_lock):
+            rows = self._list_connection.execute(
                 "SELECT id, workflow, status, created_at, updated_at, num_calls, num_done, "
                 f"num_failures FROM runs {clause}",
                 values,
@@ -370,9 +377,9 @@ class RunStore:
         return RunError(f"run {run!r} is not in {self.path}; the latest there are {known}")
 
     @contextlib.contextmanager
-    def _reporting(self, what: str) -> Iterator[None]:
+    def _reporting(self, what: str, lock: threading.Lock | None = None) -> Iterator[None]:
         """Holds the lock, and turns errors of the file into ones that say what to do."""
-        with self._lock:
+        with lock or self._lock:
             try:
                 yield
             except (sqlite3.Error, OSError) as error:

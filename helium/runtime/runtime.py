@@ -13,7 +13,7 @@ from helium.cost.profile import Profile
 from helium.dsl.graph import Graph
 from helium.errors import ConfigError
 from helium.optimizer.driver import ALL_ON, Switches, optimize
-from helium.plan.compiled_plan import bind
+from helium.plan.compiled_plan import CompiledPlan, bind
 from helium.plan.functions import REGISTRY, Function
 from helium.plan.logical_plan import LogicalPlan
 from helium.planner import WorkflowPlan, plan_workflow
@@ -109,6 +109,8 @@ class Runtime:
             cache=CacheLookup(prompt_cache, self._revision) if prompt_cache is not None else None,
         )
         self._disk = ThreadPoolExecutor(1, "helium-runs")
+        # Apart from the writes: a long list of runs must not hold up a checkpoint.
+        self._reader = ThreadPoolExecutor(1, "helium-runs-read")
         self._planner = ThreadPoolExecutor(1, "helium-planner")
         self._shared = Shared(
             self._dispatcher,
@@ -121,6 +123,7 @@ class Runtime:
             self._planner,
         )
         self._runs: dict[str, Run] = {}
+        self._starting: set[str] = set()
         self._poller: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Runtime:
@@ -139,6 +142,7 @@ class Runtime:
         await self._dispatcher.close()
         await self._shared.threads.close()
         self._disk.shutdown()
+        self._reader.shutdown()
         self._planner.shutdown()
 
     async def submit(
@@ -180,8 +184,25 @@ class Runtime:
             known = await self._find(run, digest)
             if known is not None:
                 return known
-        if run in self._runs:
+        if run in self._runs or run in self._starting:
             raise RunError(f"run {run!r} is running; watch it, or take another id")
+        self._starting.add(run)
+        try:
+            return await self._begin(run, name, plan, compiled, switches, cache_salt, timeout_s)
+        finally:
+            self._starting.discard(run)
+
+    async def _begin(
+        self,
+        run: str,
+        name: str,
+        plan: LogicalPlan,
+        compiled: CompiledPlan,
+        switches: Switches,
+        cache_salt: str | None,
+        timeout_s: float | None,
+    ) -> Run:
+        """Plans a new run, writes it down and starts it; nothing of it is left if that fails."""
         loop = asyncio.get_running_loop()
         view = None
         if self._cache is not None:
@@ -194,18 +215,35 @@ class Runtime:
             cache_salt=cache_salt,
             timeout_s=timeout_s,
             function_timeout_s=self._options.function_timeout_s,
-            request_digest=digest,
+            request_digest=request_digest(plan, compiled.columns, cache_salt),
         )
-        lock: RunLock | None = None
-        if self._store is not None:
-            # First the lock: a run in the list that nobody works on is an interrupted one.
-            lock = self._store.acquire(run)
+        schedule = await loop.run_in_executor(self._planner, self._plan, spec)
+        if self._store is None:
+            return self._start(run, spec, schedule, None)
+        # First the lock: a run in the list that nobody works on is an interrupted one.
+        lock = self._store.acquire(run)
+        created: list[str] = []
+        try:
+            await loop.run_in_executor(self._disk, self._create, self._store, run, spec, created)
+            return self._start(run, spec, schedule, lock)
+        except BaseException:
+            # The thread may be writing it still; what comes after that takes it back.
+            self._disk.submit(self._take_back, self._store, lock, created)
+            raise
+
+    @staticmethod
+    def _create(store: RunStore, run: str, spec: RunSpec, created: list[str]) -> None:
+        store.create(run, spec)
+        created.append(run)
+
+    @staticmethod
+    def _take_back(store: RunStore, lock: RunLock, created: list[str]) -> None:
+        lock.release()
+        for run in created:
             try:
-                await loop.run_in_executor(self._disk, self._store.create, run, spec)
-            except BaseException:
-                lock.release()
-                raise
-        return await self._start(run, spec, lock)
+                store.delete(run)
+            except RunError as error:
+                logger.warning("a run that did not start is left in the list: %s", error)
 
     async def run(
         self,
@@ -247,11 +285,12 @@ class Runtime:
             spec = await loop.run_in_executor(self._disk, store.load, run)
             bind(spec.compiled.plan, spec.compiled.columns, functions=self._functions)
             num_events = await loop.run_in_executor(self._disk, store.num_events, run)
+            schedule = await loop.run_in_executor(self._planner, self._plan, spec)
             await loop.run_in_executor(self._disk, store.reopen, run)
+            return self._start(run, spec, schedule, lock, num_events)
         except BaseException:
             lock.release()
             raise
-        return await self._start(run, spec, lock, num_events)
 
     def running(self, run: str) -> Run | None:
         """Returns a run that goes on in this runtime."""
@@ -269,7 +308,7 @@ class Runtime:
             RunError: The run is unknown or cannot be read.
         """
         loop = asyncio.get_running_loop()
-        spec = await loop.run_in_executor(self._disk, self._require_store().spec, run)
+        spec = await loop.run_in_executor(self._reader, self._require_store().spec, run)
         return await loop.run_in_executor(self._planner, self._plan, spec)
 
     async def _find(self, run: str, digest: str) -> Run | None:
@@ -306,7 +345,7 @@ class Runtime:
     async def list(self) -> list[RunInfo]:
         """Returns the runs of the store, the oldest first."""
         store = self._require_store()
-        return await asyncio.get_running_loop().run_in_executor(self._disk, store.runs)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, store.runs)
 
     async def watch(self, run: str) -> AsyncIterator[Event]:
         """Yields a run's events from its beginning, also of one that another process works on.
@@ -321,7 +360,7 @@ class Runtime:
             async for event in self._runs[run].events():
                 yield event
             return
-        async for event in follow(self._require_store(), run, self._disk):
+        async for event in follow(self._require_store(), run, self._reader):
             yield event
 
     def _require_store(self) -> RunStore:
@@ -329,17 +368,16 @@ class Runtime:
             raise RunError("this runtime has no store of runs; give it one: store=RunStore(path)")
         return self._store
 
-    async def _start(
-        self, run: str, spec: RunSpec, lock: RunLock | None, num_earlier_events: int = 0
+    def _start(
+        self,
+        run: str,
+        spec: RunSpec,
+        schedule: WorkflowPlan | None,
+        lock: RunLock | None,
+        num_earlier_events: int = 0,
     ) -> Run:
-        try:
-            loop = asyncio.get_running_loop()
-            schedule = await loop.run_in_executor(self._planner, self._plan, spec)
-            driver = Driver(self._shared, run, spec, schedule, lock, num_earlier_events)
-        except BaseException:
-            if lock is not None:
-                lock.release()
-            raise
+        driver = Driver(self._shared, run, spec, schedule, lock, num_earlier_events)
+        loop = asyncio.get_running_loop()
         task = loop.create_task(driver.drive())
         self._runs[run] = driver.run
         # Not in the task itself: one that is cancelled at once never starts.
@@ -377,7 +415,7 @@ class Runtime:
         while self._runs:
             await asyncio.sleep(POLL_S)
             try:
-                wanted = await loop.run_in_executor(self._disk, store.cancel_requests)
+                wanted = await loop.run_in_executor(self._reader, store.cancel_requests)
             except RunError as error:
                 logger.warning("%s", error)
                 continue

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import threading
 
 import pytest
 
@@ -532,3 +533,77 @@ def test_nothing_is_left_running():
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     on(main())
+
+
+def test_of_two_submissions_of_one_id_at_once_one_is_refused_also_without_a_store():
+    graph = graphs.build({"a": ops.llm([ops.Msg("user", ["Say ", ops.placeholder("q")])])})
+
+    async def main():
+        async with Runtime(Engine()) as runtime:
+            handles = await asyncio.gather(
+                *(runtime.submit(graph, {"q": ["x"]}, run="r") for _ in range(2)),
+                return_exceptions=True,
+            )
+            refused = [handle for handle in handles if isinstance(handle, RunError)]
+            (handle,) = [handle for handle in handles if not isinstance(handle, RunError)]
+            result = await handle.result()
+        return refused, result
+
+    refused, result = asyncio.run(main())
+    assert len(refused) == 1 and "take another id" in str(refused[0])
+    assert result.failures == []
+
+
+def test_a_run_that_could_not_be_planned_is_in_no_list(tmp_path, monkeypatch):
+    graph = graphs.build({"a": ops.llm([ops.Msg("user", ["Say ", ops.placeholder("q")])])})
+
+    async def main(store):
+        async with Runtime(Engine(), store=store) as runtime:
+            with monkeypatch.context() as patched:
+                patched.setattr("helium.runtime.runtime.plan_workflow", lambda *_, **__: 1 // 0)
+                with pytest.raises(ZeroDivisionError):
+                    await runtime.submit(graph, {"q": ["x"]}, run="r")
+            with monkeypatch.context() as patched:
+                patched.setattr("helium.runtime.runtime.Driver", lambda *_: 1 // 0)
+                with pytest.raises(ZeroDivisionError):
+                    await runtime.submit(graph, {"q": ["x"]}, run="r")
+            # Taking it back is queued before this.
+            handle = None
+            while handle is None:
+                with contextlib.suppress(RunError):
+                    handle = await runtime.submit(graph, {"q": ["x"]}, run="r")
+            return await handle.result()
+
+    store = RunStore(tmp_path / "runs.db")
+    assert asyncio.run(main(store)).failures == []
+    assert [info.status for info in store.runs()] == ["done"]
+    store.close()
+
+
+def test_a_list_that_takes_long_holds_up_no_checkpoint(tmp_path, monkeypatch):
+    graph = graphs.build({"a": ops.llm([ops.Msg("user", ["Say ", ops.placeholder("q")])])})
+    goes_on = threading.Event()
+    store = RunStore(tmp_path / "runs.db")
+    listing = store.runs
+
+    def slow_list():
+        with store._list_lock:  # as a long SELECT holds it
+            goes_on.wait(60)
+        return listing()
+
+    monkeypatch.setattr(store, "runs", slow_list)
+
+    async def main():
+        async with Runtime(Engine(), store=store) as runtime:
+            asked = asyncio.ensure_future(runtime.list())
+            await asyncio.sleep(0)
+            handle = await runtime.submit(graph, {"q": ["x", "y"]}, run="r")
+            result = await handle.result()
+            was_done = asked.done()
+            goes_on.set()
+            return result, was_done, await asked
+
+    result, was_done, infos = asyncio.run(main())
+    assert result.failures == [] and not was_done
+    assert [info.status for info in infos] == ["done"]
+    store.close()
