@@ -321,15 +321,18 @@ class RunStore:
             ).fetchall()
         return {run for (run,) in rows}
 
-    def delete(self, run: str) -> None:
+    def delete(self, run: str, lock: RunLock | None = None) -> None:
         """Forgets a run that nobody works on.
+
+        Args:
+            lock: The run's, where the caller has it; released at the end.
 
         Raises:
             RunError: The run is unknown or in use, or the file cannot be written.
         """
         self.info(run)
         with (
-            self.acquire(run),
+            lock or self.acquire(run),
             self._reporting("written"),
             transaction(self._connection),
         ):

@@ -238,12 +238,12 @@ class Runtime:
 
     @staticmethod
     def _take_back(store: RunStore, lock: RunLock, created: list[str]) -> None:
-        lock.release()
-        for run in created:
-            try:
-                store.delete(run)
-            except RunError as error:
-                logger.warning("a run that did not start is left in the list: %s", error)
+        with lock:  # held until it is gone: nobody else may take it up meanwhile
+            for run in created:
+                try:
+                    store.delete(run, lock)
+                except RunError as error:
+                    logger.warning("a run that did not start is left in the list: %s", error)
 
     async def run(
         self,
