@@ -125,6 +125,7 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
         max_num_batched_tokens=system.max_num_batched_tokens,
         scheduler_cls=system.scheduler_cls,
         helium=helium,
+        kv_connector=dict(system.kv_connector) if system.kv_connector else None,
     )
     simulation = Simulation(
         cost,
@@ -153,9 +154,28 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
         "figures": {
             **_figures(figures, makespan_s, calls, simulation),
             "num_plan_bytes": runner.num_plan_bytes,
+            "host_link": _host_link(simulation),
         },
         "wall": {"run_s": time.perf_counter() - started, "planning_s": runner.planning_s},
     }
+
+
+def _host_link(simulation: Simulation) -> dict[str, Any]:
+    """Returns what the engines moved to and from host memory, added up."""
+    total: dict[str, Any] = {}
+    for engine in simulation.engines:
+        figures = engine.link.figures
+        index = (
+            engine.scheduler.kv_cache_manager.describe().get("host", {})
+            if hasattr(engine.scheduler.kv_cache_manager, "describe")
+            else {}
+        )
+        for name, value in (
+            *asdict(figures).items(),
+            *((name, value) for name, value in index.items() if name.startswith("num_prefetches")),
+        ):
+            total[name] = total.get(name, 0) + value
+    return total
 
 
 def _figures(

@@ -128,9 +128,27 @@ std::vector<TagSegment> to_segments(const PyTags& tags) {
 
 nb::dict stats(const PrefixIndex& index) {
   nb::dict result, blocks, evicted;
+  const Stats& stats = index.stats();
   for (int place = 0; place < kNumPlaces; ++place) {
     blocks[kPlaceNames[place]] = index.count(Place(place));
-    evicted[kPlaceNames[place]] = index.stats().num_evicted[place];
+    evicted[kPlaceNames[place]] = stats.num_evicted[place];
+  }
+  if (index.options().num_slots > 0) {
+    nb::dict host, slots, demoted, slots_evicted;
+    for (int place = 0; place < kNumPlaces; ++place) {
+      slots[kPlaceNames[place]] = index.count_slots(Place(place));
+      demoted[kPlaceNames[place]] = stats.num_demoted[place];
+      slots_evicted[kPlaceNames[place]] = stats.num_slots_evicted[place];
+    }
+    host["slots"] = slots;
+    host["demoted"] = demoted;
+    host["evicted"] = slots_evicted;
+    host["num_stored"] = stats.num_stored;
+    host["num_loaded"] = stats.num_loaded;
+    host["num_prefetched"] = stats.num_prefetched;
+    host["num_prefetches_used"] = stats.num_prefetches_used;
+    host["num_prefetches_wasted"] = stats.num_prefetches_wasted;
+    result["host"] = host;
   }
   result["blocks"] = blocks;
   result["evicted"] = evicted;
@@ -142,6 +160,24 @@ nb::dict stats(const PrefixIndex& index) {
   result["num_leases_dropped"] = index.stats().num_leases_dropped;
   result["num_bytes"] = index.num_bytes();
   return result;
+}
+
+// Moves as (blocks, slots).
+nb::tuple to_tuple(const std::vector<Move>& moves) {
+  std::vector<BlockId> blocks;
+  std::vector<SlotId> slots;
+  for (const Move& move : moves) {
+    blocks.push_back(move.block);
+    slots.push_back(move.slot);
+  }
+  return nb::make_tuple(blocks, slots);
+}
+
+void check_slots(const PrefixIndex& index, const std::vector<SlotId>& slots) {
+  for (const SlotId slot : slots) {
+    HELIUM_CHECK(slot >= 0 && slot < index.options().num_slots, "slot ", slot,
+                 " is out of range [0, ", index.options().num_slots, ")");
+  }
 }
 
 void check_block(const PrefixIndex& index, BlockId block) {
@@ -188,6 +224,8 @@ NB_MODULE(_core, m) {
           "select", [](const Match& self, nb::list all) { return select(all, self.blocks); },
           "all"_a, "The matched blocks' objects out of a list of all blocks' objects.")
       .def_ro("num_tokens", &Match::num_tokens)
+      .def_ro("slots", &Match::slots)
+      .def_ro("num_host_tokens", &Match::num_host_tokens)
       .def_prop_ro("reason", [](const Match& self) { return kReasonNames[int(self.reason)]; })
       .def_ro("miss_token", &Match::miss_token)
       .def_prop_ro("evicted_as",
@@ -202,12 +240,13 @@ NB_MODULE(_core, m) {
           "__init__",
           [](PrefixIndex* self, std::int32_t num_blocks, std::int32_t block_size,
              std::int32_t min_partial_tokens, std::int32_t max_leased_blocks,
-             std::int32_t max_protected_blocks) {
+             std::int32_t max_protected_blocks, std::int32_t num_slots) {
+            HELIUM_CHECK(num_slots >= 0, "num_slots must not be negative, got ", num_slots);
             new (self) PrefixIndex({num_blocks, block_size, min_partial_tokens, max_leased_blocks,
-                                    max_protected_blocks});
+                                    max_protected_blocks, num_slots});
           },
           "num_blocks"_a, "block_size"_a, "min_partial_tokens"_a = 8, "max_leased_blocks"_a = 0,
-          "max_protected_blocks"_a = 0)
+          "max_protected_blocks"_a = 0, "num_slots"_a = 0)
       .def(
           "match",
           [](const PrefixIndex& self, nb::bytes name, nb::handle tokens, std::int32_t max_tokens,
@@ -323,6 +362,40 @@ NB_MODULE(_core, m) {
           },
           "blocks"_a, "lease_s"_a)
       .def("end_lease", &PrefixIndex::end_lease, "tag"_a)
+      .def(
+          "lock_slots",
+          [](PrefixIndex& self, const std::vector<SlotId>& slots) {
+            check_slots(self, slots);
+            self.lock_slots(slots);
+          },
+          "slots"_a)
+      .def(
+          "load",
+          [](PrefixIndex& self, const std::vector<BlockId>& blocks,
+             const std::vector<SlotId>& slots) {
+            check_blocks(self, blocks);
+            check_slots(self, slots);
+            self.load(blocks, slots);
+          },
+          "blocks"_a, "slots"_a)
+      .def(
+          "prefetch",
+          [](PrefixIndex& self, nb::bytes name, nb::handle tokens, std::int32_t max_blocks,
+             const PyLabels& labels) {
+            const TokenArgument argument(tokens);
+            return self.prefetch(view(name), argument.span(), max_blocks, to_labels(labels));
+          },
+          "namespace"_a, "tokens"_a, "max_blocks"_a, "labels"_a = PyLabels())
+      .def("num_host_only", &PrefixIndex::num_host_only, "tag"_a)
+      .def("prefetch_tag", &PrefixIndex::prefetch_tag, "tag"_a, "max_blocks"_a)
+      .def(
+          "take_moves",
+          [](PrefixIndex& self) {
+            const Moves moves = self.take_moves();
+            return nb::make_tuple(to_tuple(moves.stores), to_tuple(moves.loads),
+                                  to_tuple(moves.prefetches));
+          },
+          "Stores, loads and prefetches of the step, each as (blocks, slots).")
       .def("advance", &PrefixIndex::advance, "now_s"_a)
       .def("reset", &PrefixIndex::reset)
       .def("stats", &stats)

@@ -13,8 +13,12 @@ PrefixIndex::PrefixIndex(const Options& options)
     : options_(options),
       tree_(options.num_blocks, options.block_size),
       queue_(options.num_blocks),
+      host_(options.num_slots),
       history_(options.num_blocks),
-      blocks_(options.num_blocks) {
+      blocks_(options.num_blocks),
+      released_(options.num_slots > 0 ? options.num_blocks : 0),
+      is_target_(options.num_slots > 0 ? options.num_blocks : 0),
+      is_prefetched_(options.num_slots > 0 ? options.num_blocks : 0) {
   HELIUM_CHECK(options.min_partial_tokens >= 1, "min_partial_tokens must be positive, got ",
                options.min_partial_tokens);
   HELIUM_CHECK(options.max_leased_blocks >= 0 && options.max_protected_blocks >= 0,
@@ -67,7 +71,6 @@ std::int32_t PrefixIndex::insert(BlockId parent, std::string_view name, TokenSpa
       if (tree_[node].is_root && span.size == size) {
         history_.record_first_block(path_hash(0, span, kNoLabel), tree_[node].hash);
       }
-      if (!tree_[node].is_root) refresh_keeper(node);  // a leaf no more
       retag(child, tag);
       attach(block, child);
       forget_prefix_of(child);
@@ -91,12 +94,22 @@ void PrefixIndex::attach(BlockId block, NodeId node) {
   ++tree_[node].num_held;
   const BlockId keeper = tree_[node].front;
   ring_insert(block, node, /*at_front=*/true);
-  if (keeper != kNone) refresh(keeper);
+  if (keeper != kNone) {
+    refresh(keeper);
+    return;
+  }
+  count_device(node, +1);
+  count_device_child(node, 0);
+  refresh_slot(node);
+  const NodeId parent = tree_[node].parent;
+  count_device_child(parent, +1);
+  if (!tree_[parent].is_root) refresh_keeper(parent);  // a leaf no more
 }
 
 void PrefixIndex::detach(BlockId block) {
   const NodeId id = blocks_[block].node;
   const bool is_free = !queue_.is_held(block);
+  settle_prefetch(block, /*is_used=*/false);
   if (!is_free) --tree_[id].num_held;
   ring_remove(block);
   blocks_[block].node = kNone;
@@ -106,11 +119,26 @@ void PrefixIndex::detach(BlockId block) {
     refresh_keeper(id);
     return;
   }
+  count_device(id, -1);
   const NodeId parent = tree_[id].parent;
-  const bool has_keeper = !tree_[parent].is_root;
+  count_device_child(parent, -1);
+  if (tree_[id].slot != kNone) {
+    refresh_slot(id);
+    if (!tree_[parent].is_root) refresh_keeper(parent);
+    return;
+  }
+  forget_slots_below(id);
+  leave_tree(id);
+}
+
+void PrefixIndex::leave_tree(NodeId id) {
+  const NodeId parent = tree_[id].parent;
+  const bool has_copies = !tree_[parent].is_root;
   retag(id, kNone);
   tree_.remove_leaf(id);
-  if (has_keeper) refresh_keeper(parent);
+  if (!has_copies) return;
+  refresh_keeper(parent);
+  refresh_slot(parent);
 }
 
 bool PrefixIndex::forget(BlockId block) {
@@ -122,16 +150,19 @@ bool PrefixIndex::forget(BlockId block) {
 }
 
 void PrefixIndex::forget_below(NodeId top) {
-  // Deepest first, so that detach only ever removes leaves.
-  for (NodeId id = top; !tree_.is_leaf(top);) {
-    if (const NodeId child = tree_.first_child(id); child != kNone) {
-      id = child;
-      continue;
+  // Nodes with blocks are below nodes with blocks. Deepest first, so that children go first.
+  if (is_device_leaf(top)) return;
+  std::vector<NodeId> below{top};
+  for (std::size_t i = 0; i < below.size(); ++i) {
+    if (is_device_leaf(below[i])) continue;
+    for (NodeId id = tree_.first_child(below[i]); id != kNone; id = tree_.next(id)) {
+      if (tree_[id].front != kNone) below.push_back(id);
     }
-    const NodeId parent = tree_[id].parent;
+  }
+  for (std::size_t i = below.size() - 1; i > 0; --i) {
+    const NodeId id = below[i];
     while (blocks_[tree_[id].front].next != tree_[id].front) detach(tree_[id].front);
     detach(tree_[id].front);
-    id = parent;
   }
 }
 
@@ -222,7 +253,7 @@ Place PrefixIndex::where(BlockId block) const {
   if (blocks_[block].next != block && (node.num_held > 0 || node.front != block)) {
     return Place::kDuplicate;
   }
-  if (!tree_.is_leaf(id)) return Place::kInterior;
+  if (!is_device_leaf(id)) return Place::kInterior;
   if (node.tag != kNone && !is_void(node)) return tags_.place(node.tag);
   return node.num_tokens < options_.block_size ? Place::kTail : Place::kRecent;
 }
@@ -252,6 +283,7 @@ void PrefixIndex::release(const std::vector<BlockId>& blocks) {
   for (const BlockId block : blocks) {
     HELIUM_CHECK(queue_.is_held(block), "block ", block, " is free already");
     queue_.stamp(block);
+    if (host_.size() > 0) released_[block] = step_;
     const NodeId id = blocks_[block].node;
     if (id == kNone) {
       unindexed.push_back(block);
@@ -289,6 +321,7 @@ void PrefixIndex::acquire(const std::vector<BlockId>& blocks) {
       ring_insert(block, id, /*at_front=*/true);
       refresh(keeper);
     }
+    settle_prefetch(block, /*is_used=*/true);
   }
 }
 
@@ -302,12 +335,18 @@ std::vector<BlockId> PrefixIndex::evict(std::int32_t count) {
     const Place place = queue_.place(block);
     if (const NodeId id = blocks_[block].node; id != kNone) {
       ++stats_.num_evicted[int(place)];
-      if (place != Place::kDuplicate && tree_[id].num_tokens == options_.block_size) {
-        history_.record_eviction(tree_[id].hash, place, now_s_);
+      if (place != Place::kDuplicate) {
+        if (demote(block, place)) {
+          ++stats_.num_demoted[int(place)];
+        } else if (tree_[id].num_tokens == options_.block_size) {
+          history_.record_eviction(tree_[id].hash, place, now_s_);
+        }
       }
       forget(block);
     }
+    cancel_moves_to(block);
     queue_.take(block);
+    blocks_[block].written = step_;  // as far as anything reads it, by whoever gets it now
     taken.push_back(block);
   }
   return taken;
@@ -322,20 +361,26 @@ void PrefixIndex::reset() {
   for (const BlockId block : free) queue_.take(block);
   for (Block& block : blocks_) block = Block{};
   for (const BlockId block : free) queue_.put_unindexed_last(block);
+  host_.clear();
+  num_device_children_.clear();
+  is_target_.assign(is_target_.size(), false);
+  is_prefetched_.assign(is_prefetched_.size(), false);
+  moves_ = {};
   num_indexed_ = num_leased_ = num_protected_ = 0;
   for (TagId tag = 0; tag < tags_.num_slots(); ++tag) {
     if (!tags_.contains(tag)) continue;
-    tags_[tag].num_nodes = 0;
+    tags_[tag].num_nodes = tags_[tag].num_device_nodes = 0;
     tags_[tag].lease_until = 0;
     tags_.release_if_unused(tag);
   }
   for (TagId tag = 0; tag < tags_.num_slots(); ++tag) {
-    if (tags_.contains(tag)) queue_.set_tag_order(tag, tags_.place(tag), tags_.order(tag));
+    if (tags_.contains(tag)) order_tag(tag);
   }
 }
 
 std::size_t PrefixIndex::num_bytes() const {
   return tree_.num_bytes() + queue_.num_bytes() + tags_.num_bytes() + history_.num_bytes() +
+         host_.num_bytes() +
          blocks_.capacity() * sizeof(Block);
 }
 

@@ -6,6 +6,7 @@ namespace helium {
 
 BlockId PrefixIndex::written_block(NodeId id) const {
   const BlockId front = tree_[id].front;
+  if (front == kNone) return kNone;
   for (BlockId block = front;;) {
     if (blocks_[block].written < step_) return block;
     block = blocks_[block].next;
@@ -22,44 +23,49 @@ Match PrefixIndex::match(std::string_view name, TokenSpan tokens, std::int32_t m
   const std::int32_t size = options_.block_size;
   const std::int32_t last_full = max_tokens / size;
   match.blocks.reserve(last_full + 1);
-  std::size_t label_cursor = 0;
-  const auto label_of = [&](std::int32_t index) {
-    while (label_cursor < labels.size() && labels[label_cursor].first < index) ++label_cursor;
-    const bool has_label = label_cursor < labels.size() && labels[label_cursor].first == index;
-    return has_label ? tree_.find_label(labels[label_cursor].second) : kNoLabel;
-  };
-
-  NodeId node = tree_.find_root(name);
-  std::int32_t index = 0;
-  LabelId label = label_of(0);
-  while (node != kNone && index < last_full && label != kNone) {
-    const NodeId child = tree_.find_child(node, label, tokens.sub(index * size, size));
-    if (child == kNone) break;
-    match.blocks.push_back(tree_[child].front);
-    node = child;
-    label = label_of(++index);
-  }
-  const std::int32_t num_full = index * size;
-  match.num_tokens = match.miss_token = num_full;
+  const Walk end = walk(name, tokens, last_full, labels, [&](NodeId id) {
+    if (tree_[id].front != kNone) {
+      match.blocks.push_back(tree_[id].front);
+    } else {
+      match.slots.push_back(tree_[id].slot);
+    }
+    return true;
+  });
+  match.num_tokens = std::int32_t(match.blocks.size()) * size;
+  match.num_host_tokens = std::int32_t(match.slots.size()) * size;
+  const std::int32_t num_full = end.num_blocks * size;
+  match.miss_token = num_full;
   const TokenSpan rest = tokens.sub(num_full, std::min(size, max_tokens - num_full));
   if (rest.size <= 0) return match;
 
   TokenTree::Closest closest;
-  if (node != kNone && label == kNoLabel) {
-    closest = tree_.find_closest(node, rest, [](NodeId) { return true; });
+  if (end.node != kNone && end.label == kNoLabel) {
+    closest = tree_.find_closest(end.node, rest, [](NodeId) { return true; });
     if (closest.common >= options_.min_partial_tokens) {
       // A copy runs before the forward pass, so it cannot read what this step writes.
-      const TokenTree::Closest written = tree_.find_closest(
-          node, rest, [this](NodeId id) { return written_block(id) != kNone; });
-      if (written.common >= options_.min_partial_tokens) {
+      TokenTree::Closest written;
+      if (match.slots.empty()) {
+        written = tree_.find_closest(end.node, rest,
+                                     [this](NodeId id) { return written_block(id) != kNone; });
+      }
+      const TokenTree::Closest stored =
+          host_.size() == 0 ? TokenTree::Closest{}
+                            : tree_.find_closest(end.node, rest, [this](NodeId id) {
+                                return tree_[id].slot != kNone;
+                              });
+      if (stored.common >= options_.min_partial_tokens && stored.common > written.common) {
+        match.slots.push_back(tree_[stored.node].slot);
+        match.num_host_tokens += stored.common;
+      } else if (written.common >= options_.min_partial_tokens) {
         match.blocks.push_back(written_block(written.node));
         match.num_tokens += written.common;
       }
     }
   }
-  if (match.num_tokens < max_tokens) {
-    const std::uint32_t path = node == kNone ? TokenTree::root_hash(name) : tree_[node].hash;
-    explain(match, path, num_full, rest, closest, label, plan, num_static_tokens);
+  if (match.num_tokens + match.num_host_tokens < max_tokens) {
+    const std::uint32_t path =
+        end.node == kNone ? TokenTree::root_hash(name) : tree_[end.node].hash;
+    explain(match, path, num_full, rest, closest, end.label, plan, num_static_tokens);
   }
   return match;
 }
@@ -86,7 +92,7 @@ void PrefixIndex::explain(Match& match, std::uint32_t path, std::int32_t num_ful
       return;
     }
   }
-  if (closest.common > 0 && match.num_tokens == num_full &&
+  if (closest.common > 0 && match.num_tokens + match.num_host_tokens == num_full &&
       (closest.common < options_.min_partial_tokens || closest.common == rest.size)) {
     match.reason = MissReason::kBelowBlock;
     return;

@@ -6,30 +6,43 @@ namespace helium {
 
 void PrefixIndex::count_tag(TagId tag, std::int32_t sign) {
   const Place place = tags_.place(tag);
-  const std::int32_t delta = sign * tags_[tag].num_nodes;
+  const std::int32_t delta = sign * tags_[tag].num_device_nodes;
   if (place == Place::kLeased) num_leased_ += delta;
   if (place == Place::kLeased || place == Place::kNextUse) num_protected_ += delta;
+}
+
+void PrefixIndex::count_device(NodeId id, std::int32_t sign) {
+  const TagId tag = tree_[id].tag;
+  if (tag == kNone) return;
+  count_tag(tag, -1);
+  tags_[tag].num_device_nodes += sign;
+  count_tag(tag, +1);
+}
+
+void PrefixIndex::order_tag(TagId tag) {
+  const Place place = tags_.place(tag);
+  const Place queued = place == Place::kRecent ? Place::kDead : place;
+  queue_.set_tag_order(tag, queued, tags_.order(tag));
+  host_.queue().set_tag_order(tag, queued, tags_.order(tag));
 }
 
 void PrefixIndex::retag(NodeId id, TagId wanted) {
   Node& node = tree_[id];
   const TagId before = node.tag;
   if (before == wanted) return;
+  const bool is_on_device = node.front != kNone;
   // The keeper may be queued under the old tag; it must leave before the tag's slot is reused.
+  if (is_on_device) count_device(id, -1);
   node.tag = wanted;
+  if (is_on_device) count_device(id, +1);
   if (wanted != kNone) {
-    count_tag(wanted, -1);
     ++tags_[wanted].num_nodes;
-    count_tag(wanted, +1);
   } else {
     node.is_shared = false;
   }
-  if (before != kNone) {
-    count_tag(before, -1);
-    --tags_[before].num_nodes;
-    count_tag(before, +1);
-  }
+  if (before != kNone) --tags_[before].num_nodes;
   refresh_keeper(id);
+  refresh_slot(id);
   if (before != kNone) tags_.release_if_unused(before);
 }
 
@@ -42,17 +55,22 @@ void PrefixIndex::change_tag(TagId tag, const std::function<void(Tag&)>& change)
   if (now == Place::kDead && was != Place::kDead) tags_.mark_dead(tag);
   if (tags_[tag].lease_until > 0) leases_.insert({tags_[tag].lease_until, tag});
   count_tag(tag, +1);
-  const bool is_void_now = now == Place::kRecent;
-  queue_.set_tag_order(tag, is_void_now ? Place::kDead : now, tags_.order(tag));
-  if (now != was && (is_void_now || now == Place::kDead)) {
-    // Blocks others use too, or whose lease is over, go back to the ordinary ones.
+  order_tag(tag);
+  if (now != was && (now == Place::kRecent || now == Place::kDead)) {
+    // Blocks others use too, or whose lease is over, go back to the ordinary ones. The tag may be
+    // gone after the last of them.
+    const std::vector<SlotId> slots = host_.queue().tagged(tag);
     for (const BlockId block : queue_.tagged(tag)) refresh(block);
+    for (const SlotId slot : slots) {
+      const NodeId id = host_.node(slot);
+      if (is_void(tree_[id])) retag(id, kNone);
+    }
   }
 }
 
 TagId PrefixIndex::tag(std::int32_t plan, std::int32_t template_node, std::int32_t row) {
   const TagId tag = tags_.ensure(plan, template_node, row);
-  queue_.set_tag_order(tag, tags_.place(tag), tags_.order(tag));
+  order_tag(tag);
   return tag;
 }
 
@@ -88,7 +106,7 @@ bool PrefixIndex::lease(TagId tag, double lease_s) {
 
 TagId PrefixIndex::lease_blocks(const std::vector<BlockId>& blocks, double lease_s) {
   const TagId tag = tags_.make_anonymous();
-  queue_.set_tag_order(tag, Place::kDead, 0);
+  order_tag(tag);
   change_tag(tag, [&](Tag& entry) {
     entry.lease_s = lease_s;
     entry.lease_until = now_s_ + lease_s;
@@ -125,6 +143,11 @@ void PrefixIndex::enforce_lease_budget() {
 
 void PrefixIndex::advance(double now_s) {
   ++step_;
+  for (const SlotId slot : host_.unlock_all()) {
+    const NodeId id = host_.node(slot);
+    if (id != kNone && is_void(tree_[id])) retag(id, kNone);
+    host_.queue().put(slot, slot_place(slot), id == kNone ? kNone : tree_[id].tag);
+  }
   now_s_ = std::max(now_s_, now_s);
   while (!leases_.empty() && leases_.begin()->first <= now_s_) end_lease(leases_.begin()->second);
 }
@@ -143,12 +166,25 @@ TagId PrefixIndex::tag_of(BlockId block) const {
 
 void PrefixIndex::check_integrity() const {
   queue_.check();
+  check_host();
   const std::vector<NodeId> nodes = tree_.check();
-  std::vector<std::int32_t> tag_nodes(tags_.num_slots(), 0);
+  std::vector<std::int32_t> tag_nodes(tags_.num_slots(), 0), tag_device_nodes(tags_.num_slots(), 0);
   std::int32_t num_indexed = 0, num_held = 0;
   for (const NodeId id : nodes) {
     const Node& node = tree_[id];
-    HELIUM_CHECK(node.front != kNone, "node ", id, " has no block");
+    if (node.tag != kNone) {
+      HELIUM_CHECK(tags_.contains(node.tag), "node ", id, " has the unknown tag ", node.tag);
+      ++tag_nodes[node.tag];
+      tag_device_nodes[node.tag] += node.front != kNone;
+    }
+    std::int32_t num_device_children = 0;
+    for (NodeId child = tree_.first_child(id); child != kNone; child = tree_.next(child)) {
+      num_device_children += tree_[child].front != kNone;
+    }
+    HELIUM_CHECK((num_device_children == 0) == is_device_leaf(id) &&
+                     (host_.size() == 0 || num_device_children == num_device_children_[id]),
+                 "node ", id, " has ", num_device_children, " children with blocks, counts others");
+    if (node.front == kNone) continue;
     std::int32_t held = 0;
     bool seen_free = false;
     for (BlockId block = node.front;;) {
@@ -166,10 +202,6 @@ void PrefixIndex::check_integrity() const {
     }
     HELIUM_CHECK(held == node.num_held, "node ", id, " counts ", node.num_held, " held blocks, has ",
                  held);
-    if (node.tag != kNone) {
-      HELIUM_CHECK(tags_.contains(node.tag), "node ", id, " has the unknown tag ", node.tag);
-      ++tag_nodes[node.tag];
-    }
   }
   HELIUM_CHECK(num_indexed == num_indexed_, "the tree reaches ", num_indexed,
                " blocks, the count says ", num_indexed_);
@@ -189,9 +221,11 @@ void PrefixIndex::check_integrity() const {
     if (!tags_.contains(tag)) continue;
     HELIUM_CHECK(tags_[tag].num_nodes == tag_nodes[tag], "tag ", tag, " counts ",
                  tags_[tag].num_nodes, " nodes, has ", tag_nodes[tag]);
+    HELIUM_CHECK(tags_[tag].num_device_nodes == tag_device_nodes[tag], "tag ", tag, " counts ",
+                 tags_[tag].num_device_nodes, " nodes with blocks, has ", tag_device_nodes[tag]);
     const Place place = tags_.place(tag);
-    if (place == Place::kLeased) num_leased += tag_nodes[tag];
-    if (place == Place::kLeased || place == Place::kNextUse) num_protected += tag_nodes[tag];
+    if (place == Place::kLeased) num_leased += tag_device_nodes[tag];
+    if (place == Place::kLeased || place == Place::kNextUse) num_protected += tag_device_nodes[tag];
     const bool is_leased = tags_[tag].lease_until > 0;
     num_leases += is_leased;
     HELIUM_CHECK(!is_leased || (leases_.count({tags_[tag].lease_until, tag}) > 0), "tag ", tag,

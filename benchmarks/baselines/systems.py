@@ -31,6 +31,7 @@ class System:
         has_prompt_cache: Whether outputs of earlier runs are used.
         scheduler_cls: The engine's scheduler, if not vLLM's.
         helium: Fields of ``HeliumConfig``; ``None`` for stock vLLM.
+        kv_connector: Fields of vLLM's ``KVTransferConfig``, for a KV connector of its own.
         max_num_batched_tokens: The engine's budget of tokens per step.
     """
 
@@ -43,6 +44,7 @@ class System:
     has_prompt_cache: bool = False
     scheduler_cls: str | None = None
     helium: Mapping[str, Any] | None = None
+    kv_connector: Mapping[str, Any] | None = None
     max_num_batched_tokens: int = 4_096
 
 

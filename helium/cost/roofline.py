@@ -25,6 +25,8 @@ class Device:
         step_overhead_ms: Time of a step that does nothing: scheduling, launches, sampling
             (assumption).
         memory_ratio: Share of the memory the engine may use (vLLM's default).
+        link_bandwidth: To host memory, each direction, bytes/s (assumption: what copies of a few
+            MiB reach on PCIe 5 x16, whose data sheet says 64 GB/s).
     """
 
     name: str
@@ -35,6 +37,7 @@ class Device:
     bandwidth_ratio: float = 0.75
     step_overhead_ms: float = 4.0
     memory_ratio: float = 0.9
+    link_bandwidth: float = 55e9
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ DEVICES = {
     "H100-NVL": Device("H100-NVL", 835e12, 3.9e12, 94e9),
     "H200": Device("H200", 989e12, 4.8e12, 141e9),
     # Two shared cores with AVX-512 in float32: an assumption, not a data sheet.
-    "cpu": Device("cpu", 120e9, 15e9, 8e9, step_overhead_ms=2.0),
+    "cpu": Device("cpu", 120e9, 15e9, 8e9, step_overhead_ms=2.0, link_bandwidth=5e9),
 }
 
 # Source: the config.json each model is published with.

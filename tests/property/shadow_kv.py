@@ -30,6 +30,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
 from tests.property.shadow_worker import VOCAB, ShadowError, ShadowWorker
 from vllm_helium.config import HeliumConfig
+from vllm_helium.integration.engine_config import set_host_tier
 from vllm_helium.request import write_context
 from vllm_helium.scheduler.scheduler import HeliumAsyncScheduler, HeliumScheduler
 
@@ -65,6 +66,8 @@ def build_scheduler(
     config.cache_config.num_gpu_blocks = num_blocks
     config.cache_config.block_size = block_size
     config.helium_config = helium
+    config.kv_transfer_config = None
+    set_host_tier(config)
     spec = FullAttentionSpec(
         block_size=block_size, num_kv_heads=1, head_size=32, dtype=torch.float32
     )
@@ -108,6 +111,8 @@ class ShadowConfig:
     num_rows: int = 6
     order: str = "row"
     prefill_tokens: int = 40
+    num_slots: int = 0
+    step_slots: int = 8
 
 
 class ShadowRun:
@@ -120,10 +125,14 @@ class ShadowRun:
     def __init__(self, engine_config: Any, config: ShadowConfig) -> None:
         self.config = config
         self.random = random.Random(config.seed)
+        block_bytes = 2 * config.block_size * 32 * 4
         helium = HeliumConfig(
             min_partial_tokens=config.min_partial_tokens,
             order=config.order,
             prefill_tokens=config.prefill_tokens,
+            # Host memory as a user gives it: by size.
+            host_gib=config.num_slots * block_bytes / 2**30,
+            host_step_mib=config.step_slots * block_bytes / 2**20,
         )
         self.scheduler = build_scheduler(
             engine_config, config.num_blocks, config.block_size, helium, config.is_async
@@ -135,7 +144,7 @@ class ShadowRun:
             raise ShadowError("the tree is not in use")
         self.now = 0.0
         self.manager.clock = lambda: self.now
-        self.worker = ShadowWorker(config.num_blocks, config.block_size)
+        self.worker = ShadowWorker(config.num_blocks, config.block_size, config.num_slots)
         self.in_flight: deque[tuple[Any, ModelRunnerOutput]] = deque()
         self.texts = [self._random_text(20, 150) for _ in range(4)]
         self.num_requests = self.num_preempted = self.num_cached_tokens = self.num_steps = 0
@@ -160,8 +169,16 @@ class ShadowRun:
             workflow="shadow",
             operators=(
                 PlanOperator(name="expert", rank=1, num_calls=rows, template=(1, 2)),
-                PlanOperator(name="critic", rank=2, num_calls=rows, template=(1, 2, 3)),
-                PlanOperator(name="judge", rank=3, num_calls=rows, template=(1, 4)),
+                PlanOperator(
+                    name="critic", rank=2, num_calls=rows, template=(1, 2, 3), reads=("expert",)
+                ),
+                PlanOperator(
+                    name="judge",
+                    rank=3,
+                    num_calls=rows,
+                    template=(1, 4),
+                    reads=("expert", "critic"),
+                ),
             ),
             templates=(
                 TemplateNode(parent=0),
@@ -373,7 +390,11 @@ class ShadowRun:
                     )
 
     def check_drained(self) -> None:
-        """Nothing runs: every block must be free and every ended run closed."""
+        """Nothing runs: every block must be free, no slot locked and every ended run closed."""
+        self.manager.new_step_starts()
+        host = self.pool.index.stats().get("host")
+        if host is not None and host["slots"]["held"]:
+            raise ShadowError(f"{host['slots']['held']} slots are locked for ever")
         if self.pool.get_num_free_blocks() != self.config.num_blocks - 1:
             raise ShadowError(
                 f"{self.config.num_blocks - 1 - self.pool.get_num_free_blocks()} blocks leaked"
@@ -391,5 +412,7 @@ class ShadowRun:
             f"steps={self.num_steps} requests={self.num_requests} preempted={self.num_preempted} "
             f"copies={self.worker.num_copies} cached={self.num_cached_tokens} "
             f"aborts={self.num_aborts} leases={self.num_leases} resets={self.num_resets} "
-            f"runs={self.num_runs} slots={self.worker.num_slots_checked}"
+            f"runs={self.num_runs} slots={self.worker.num_slots_checked} "
+            f"stored={self.worker.num_stores} loaded={self.worker.num_loads} "
+            f"prefetched={self.worker.num_prefetches}"
         )

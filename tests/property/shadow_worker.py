@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from vllm.v1.outputs import ModelRunnerOutput
 
+from vllm_helium.tiering.moves import StepMoves
+
 VOCAB = 40
 _MASK = (1 << 63) - 1
 
@@ -17,17 +19,23 @@ class ShadowError(AssertionError):
 
 
 class ShadowWorker:
-    """Executes scheduler outputs on fingerprints instead of keys and values."""
+    """Executes scheduler outputs on fingerprints instead of keys and values.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    Args:
+        num_slots: Blocks of host memory.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, num_slots: int = 0) -> None:
         self.block_size = block_size
         self.kv = np.zeros((num_blocks, block_size), dtype=np.int64)
+        self.host = np.zeros((num_slots, block_size), dtype=np.int64)
         self.tables: dict[str, list[int]] = {}
         self.tokens: dict[str, list[int]] = {}
         self.prints: dict[str, array] = {}
         self.seeds: dict[str, int] = {}
         self.epoch = 0
-        self.num_slots_checked = self.num_copies = 0
+        self.num_slots_checked = self.num_copies = self.num_steps = 0
+        self.num_stores = self.num_loads = self.num_prefetches = 0
 
     def change_weights(self) -> None:
         """Every KV slot written before is wrong from here on."""
@@ -52,9 +60,18 @@ class ShadowWorker:
         Raises:
             ShadowError: A request would read a slot that does not hold its prefix.
         """
+        self.num_steps += 1
+        metadata = output.kv_connector_metadata
+        moves = metadata.moves if metadata is not None else StepMoves()
+        self._store(*moves.stores)
+        # A prefetch runs beside the step: at its beginning or at its end.
+        is_early = self.num_steps % 2 == 0
+        if is_early:
+            self._prefetch(*moves.prefetches)
         for source, target in output.kv_cache_block_copies or ():
             self.kv[target] = self.kv[source]
             self.num_copies += 1
+        self._load(*moves.loads)
         for request_id in output.finished_req_ids:
             for table in (self.tables, self.tokens, self.prints):
                 table.pop(request_id, None)
@@ -90,12 +107,26 @@ class ShadowWorker:
                 sampled.append([token])
             else:
                 sampled.append([])
+        if not is_early:
+            self._prefetch(*moves.prefetches)
         ids = [request_id for request_id, _, _ in work]
         return ModelRunnerOutput(
             req_ids=ids,
             req_id_to_index={request_id: index for index, request_id in enumerate(ids)},
             sampled_token_ids=sampled,
         )
+
+    def _store(self, blocks: list[int], slots: list[int]) -> None:
+        self.host[slots] = self.kv[blocks]
+        self.num_stores += len(blocks)
+
+    def _load(self, blocks: list[int], slots: list[int]) -> None:
+        self.kv[blocks] = self.host[slots]
+        self.num_loads += len(blocks)
+
+    def _prefetch(self, blocks: list[int], slots: list[int]) -> None:
+        self.kv[blocks] = self.host[slots]
+        self.num_prefetches += len(blocks)
 
     def _update(self, output: Any) -> list[tuple[str, int, int]]:
         work = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.logger import init_logger
 
 from helium.errors import ConfigError
@@ -12,6 +12,9 @@ from helium.errors import ConfigError
 logger = init_logger(__name__)
 
 SYNC_SCHEDULER = "vllm_helium.scheduler.scheduler.HeliumScheduler"
+HOST_TIER = "HeliumHostTier"
+_HOST_TIER_MODULE = "vllm_helium.integration.host_tier_connector"
+
 ASYNC_SCHEDULER = "vllm_helium.scheduler.scheduler.HeliumAsyncScheduler"
 
 
@@ -21,7 +24,8 @@ def finalize(vllm_config: VllmConfig) -> None:
     ``VllmConfig.__post_init__`` may run more than once, so this is idempotent.
 
     Raises:
-        ConfigError: Another scheduler class was asked for as well.
+        ConfigError: Another scheduler class, or with the host tier another KV connector, was asked
+            for as well.
     """
     scheduler_config = vllm_config.scheduler_config
     if vllm_config.diffusion_config is not None:
@@ -36,7 +40,33 @@ def finalize(vllm_config: VllmConfig) -> None:
     scheduler_config.scheduler_cls = (
         ASYNC_SCHEDULER if scheduler_config.async_scheduling else SYNC_SCHEDULER
     )
+    set_host_tier(vllm_config)
     _warn_of_shadowing()
+
+
+def set_host_tier(vllm_config: VllmConfig) -> None:
+    """Makes the host tier the engine's KV connector, where it is asked for."""
+    helium = vllm_config.helium_config
+    if helium is None or not helium.host_gib:
+        return
+    if helium.prefix_index != "tree":
+        raise ConfigError(
+            f"helium.host_gib={helium.host_gib} needs the tree to know what is where, but "
+            f"helium.prefix_index is {helium.prefix_index!r}; drop one of them"
+        )
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and transfer.kv_connector != HOST_TIER:
+        raise ConfigError(
+            f"helium.host_gib={helium.host_gib} and the KV connector {transfer.kv_connector!r} are "
+            "both set. With another connector vLLM's own prefix cache stays in place, which the "
+            "host tier cannot extend; drop one of them"
+        )
+    # A producer's role: a consumer would defer the freeing of blocks, which streams order here.
+    vllm_config.kv_transfer_config = KVTransferConfig(
+        kv_connector=HOST_TIER,
+        kv_connector_module_path=_HOST_TIER_MODULE,
+        kv_role="kv_producer",
+    )
 
 
 def _warn_of_shadowing() -> None:

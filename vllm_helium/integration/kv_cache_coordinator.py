@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from vllm.logger import init_logger
@@ -27,6 +27,7 @@ from vllm_helium.prefix_cache.index import NO_BLOCK, PrefixIndex
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.prefix_cache.plan_uses import PlanUsesRegistry
 from vllm_helium.prefix_cache.template_leases import TemplateLeases
+from vllm_helium.tiering.options import HostTierOptions
 
 logger = init_logger(__name__)
 
@@ -38,8 +39,15 @@ class TrtBlockPool(BlockPool):
     order they are given up is the index's. ``block_hash`` of a block is always ``None``.
     """
 
-    def __init__(self, *args: Any, options: PrefixCacheOptions, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        options: PrefixCacheOptions,
+        host_tier: HostTierOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.host_tier_options = host_tier or HostTierOptions()
         block_size = self.hash_block_size
         num_blocks = self.num_gpu_blocks
         self.min_partial_tokens = options.min_partial_tokens or block_size + 1
@@ -50,6 +58,7 @@ class TrtBlockPool(BlockPool):
             min_partial_tokens=self.min_partial_tokens,
             max_leased_blocks=self.max_leased_blocks,
             max_protected_blocks=int((1 - options.ordinary_share) * num_blocks),
+            num_slots=self.host_tier_options.num_slots,
         )
         plan_ids = itertools.count()
         self.leases = TemplateLeases(self.index, plan_ids, options.max_runs)
@@ -172,25 +181,33 @@ class TrtBlockPool(BlockPool):
 class TrtCoordinator(UnitaryKVCacheCoordinator):
     """Upstream's coordinator for one group, over our pool."""
 
-    def __init__(self, *, options: PrefixCacheOptions, **kwargs: Any) -> None:
-        self.block_pool_cls = functools.partial(TrtBlockPool, options=options)
+    def __init__(
+        self, *, options: PrefixCacheOptions, host_tier: HostTierOptions | None, **kwargs: Any
+    ) -> None:
+        self.block_pool_cls = functools.partial(TrtBlockPool, options=options, host_tier=host_tier)
         super().__init__(**kwargs)
 
 
 def trt_coordinator(
-    *, options: PrefixCacheOptions | None, unsupported: str | None, **kwargs: Any
+    *,
+    options: PrefixCacheOptions | None,
+    unsupported: str | None,
+    host_tier: Callable[[KVCacheConfig], HostTierOptions] | None = None,
+    **kwargs: Any,
 ) -> KVCacheCoordinator:
     """Builds our coordinator, or upstream's where this configuration is not ours to serve.
 
     Args:
         options: ``None`` asks for upstream's.
         unsupported: Why the engine as a whole cannot use ours, or ``None``.
+        host_tier: Tells the host tier's options for a KV cache; ``None`` for no host tier.
     """
     if options is None or not kwargs["enable_caching"]:
         return get_kv_cache_coordinator(**kwargs)
     reason = unsupported or _unsupported(**kwargs)
     if reason is None:
-        return TrtCoordinator(options=options, **kwargs)
+        tier = host_tier(kwargs["kv_cache_config"]) if host_tier is not None else None
+        return TrtCoordinator(options=options, host_tier=tier, **kwargs)
     logger.info_once("Helium: upstream's prefix cache stays in place: %s.", reason)
     return get_kv_cache_coordinator(**kwargs)
 

@@ -10,9 +10,12 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request, RequestStatus
 
 from helium.protocol import EnginePlan
+from vllm_helium.integration.engine_config import HOST_TIER
+from vllm_helium.integration.host_tier_scheduler import HostTier, host_tier_options
 from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool, trt_coordinator
 from vllm_helium.integration.kv_cache_manager_path import (
     PREWARM_ATTRIBUTE,
@@ -24,6 +27,7 @@ from vllm_helium.prefix_cache.index import NO_TAG
 from vllm_helium.prefix_cache.miss_counts import MissCounts, describe_match
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.prefix_cache.static_prefixes import StaticPrefix
+from vllm_helium.tiering.options import HostTierOptions
 
 
 class TrtKVCacheManager(KVCacheManager):
@@ -37,6 +41,7 @@ class TrtKVCacheManager(KVCacheManager):
         pool: Our block pool, or ``None``.
         clock: Seconds, monotonic; leases and the age of evictions are measured with it.
         misses: Why lookups of admitted requests fell short.
+        host_tier: What the host tier's connector asks, or ``None`` where there is no such tier.
     """
 
     def __init__(
@@ -44,16 +49,20 @@ class TrtKVCacheManager(KVCacheManager):
         *args: Any,
         options: PrefixCacheOptions | None = None,
         unsupported: str | None = None,
+        host_tier: Callable[[KVCacheConfig], HostTierOptions] | None = None,
         clock: Callable[[], float] = time.monotonic,
         **kwargs: Any,
     ) -> None:
         self.coordinator_factory = functools.partial(
-            trt_coordinator, options=options, unsupported=unsupported
+            trt_coordinator, options=options, unsupported=unsupported, host_tier=host_tier
         )
         super().__init__(*args, **kwargs)
         self.pool = self.block_pool if isinstance(self.block_pool, TrtBlockPool) else None
         # The one group's manager: which blocks a running request holds and has indexed.
         self._group = self.coordinator.single_type_managers[0] if self.pool is not None else None
+        self.host_tier: HostTier | None = None
+        if self.pool is not None and self.pool.host_tier_options.num_slots:
+            self.host_tier = HostTier(self.pool, self.pool.host_tier_options)
         self.clock = clock
         self.misses = MissCounts()
 
@@ -99,6 +108,8 @@ class TrtKVCacheManager(KVCacheManager):
             stats = request.prefill_stats
             if stats is not None and stats.helium is not None:
                 stats.helium["prefix_cache"] = describe_match(path.match, request.num_tokens)
+        if self.host_tier is not None:
+            self.host_tier.call_started(request)
         path.match = None
         if num_hit_blocks := num_hits // self.pool.hash_block_size:
             [manager] = self.coordinator.single_type_managers
@@ -256,6 +267,7 @@ class TrtKVCacheManager(KVCacheManager):
             **self.pool.index.stats(),
             **self.pool.plans.describe(),
             "num_template_leases": len(self.pool.leases),
+            **(self.host_tier.describe() if self.host_tier is not None else {}),
             "miss_requests": dict(self.misses.num_requests),
             "miss_tokens": dict(self.misses.num_tokens),
             "miss_evicted_as": dict(self.misses.evicted_as),
@@ -271,8 +283,14 @@ def kv_cache_manager_factory(
         options: ``None`` keeps upstream's index.
     """
     unsupported = None
-    if vllm_config.kv_transfer_config is not None:
+    connector = getattr(vllm_config.kv_transfer_config, "kv_connector", None)
+    if vllm_config.kv_transfer_config is not None and connector != HOST_TIER:
         unsupported = "a KV connector needs block hashes"
     elif vllm_config.speculative_config is not None:
         unsupported = "speculative decoding is on"
-    return functools.partial(TrtKVCacheManager, options=options, unsupported=unsupported)
+    host_tier = None
+    if connector == HOST_TIER:
+        host_tier = functools.partial(host_tier_options, vllm_config.helium_config)
+    return functools.partial(
+        TrtKVCacheManager, options=options, unsupported=unsupported, host_tier=host_tier
+    )

@@ -30,6 +30,7 @@ class RequestPath:
         "match",
         "namespace",
         "num_static_tokens",
+        "num_waits",
         "tokens",
     )
 
@@ -38,6 +39,7 @@ class RequestPath:
         self.namespace = namespace_of(request)
         self.labels = _labels(request, block_size)
         self.match: Match | None = None
+        self.num_waits = 0  # steps in which the host tier held the request back
         self._segments: Segments = []
         self.num_static_tokens = 0
         self._uses: PlanUses | TemplateLease | None

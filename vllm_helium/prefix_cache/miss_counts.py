@@ -24,7 +24,8 @@ class MissCounts:
 
     def record(self, match: Match, num_prompt_tokens: int) -> None:
         self.num_requests[match.reason] += 1
-        self.num_tokens[match.reason] += num_prompt_tokens - match.num_tokens
+        num_found_tokens = match.num_tokens + match.num_host_tokens
+        self.num_tokens[match.reason] += num_prompt_tokens - num_found_tokens
         if match.evicted_as is not None:
             self.evicted_as[match.evicted_as] = self.evicted_as.get(match.evicted_as, 0) + 1
 

@@ -25,6 +25,7 @@ from vllm_helium.simulator.access_trace import AccessTrace
 from vllm_helium.simulator.engine_options import EngineOptions
 from vllm_helium.simulator.evictions import count_evictions
 from vllm_helium.simulator.figures import CallRecord, EngineFigures
+from vllm_helium.simulator.host_link import HostLink
 from vllm_helium.simulator.virtual_time import VirtualClock
 
 _ARRIVAL_GAP_S = 1e-9
@@ -102,6 +103,8 @@ class SimulatedEngine:
         if hasattr(self.scheduler.kv_cache_manager, "clock"):
             self.scheduler.kv_cache_manager.clock = clock.now
         self._num_evictions = count_evictions(self.scheduler)
+        block_bytes = cost.shape.kv_bytes_per_token * options.block_size
+        self.link = HostLink(cost.device.link_bandwidth, block_bytes)
         self._under_way: dict[str, _Call] = {}
         self._steps: deque[_Step] = deque()
         self._device_free_s = 0.0
@@ -162,7 +165,10 @@ class SimulatedEngine:
         while len(self._steps) < self._depth and self.scheduler.has_requests():
             scheduled = self.scheduler.schedule()
             is_empty = not scheduled.total_num_scheduled_tokens
-            if is_empty and not self._steps and self.scheduler.has_unfinished_requests():
+            if is_empty and not self._steps and (report_s := self.link.next_report_s()):
+                # All that waits, waits for a transfer; it is reported with an empty step.
+                self._device_free_s = max(self._device_free_s, report_s)
+            elif is_empty and not self._steps and self.scheduler.has_unfinished_requests():
                 self.scheduler.update_from_output(scheduled, _output_of([], []))
                 scheduled = self.scheduler.schedule()
                 is_empty = not scheduled.total_num_scheduled_tokens
@@ -184,6 +190,7 @@ class SimulatedEngine:
         """Ends the oldest step: its tokens arrive and calls finish."""
         step = self._steps.popleft()
         assert step.end_s == self._clock.now(), f"{step.end_s} s is not {self._clock.now()} s"
+        step.output.kv_connector_output = self.link.report(step.end_s)
         results = self.scheduler.update_from_output(step.scheduled, step.output)
         for result in results.values():
             for output in result.outputs:
@@ -221,7 +228,9 @@ class SimulatedEngine:
             self.figures.num_prefill_tokens += work.prefill_tokens
             self.figures.num_decode_tokens += work.decode_sequences
             self.figures.busy_s += step_s
-        self._device_free_s = max(self._device_free_s, self._clock.now()) + step_s
+        start_s = max(self._device_free_s, self._clock.now())
+        start_s = self.link.start_step(scheduled.kv_connector_metadata, start_s)
+        self._device_free_s = start_s + step_s
         self._steps.append(_Step(scheduled, output, self._device_free_s))
 
     def _execute(self, scheduled: SchedulerOutput) -> tuple[_Work, ModelRunnerOutput]:

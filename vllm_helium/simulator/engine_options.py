@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import KVTransferConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVCacheTensor,
+)
 
 from helium.cost import ModelShape, RooflineModel
 from helium.errors import ConfigError
@@ -26,6 +31,7 @@ class EngineOptions:
         max_model_len: Longest sequence in tokens.
         async_scheduling: Schedule a step while the one before runs, as vLLM does on CUDA.
         scheduler_cls: Dotted path of a scheduler instead of vLLM's.
+        kv_connector: Fields of vLLM's ``KVTransferConfig``, for a connector of its own.
         helium: ``True`` or fields of ``HeliumConfig`` for this fork's scheduler.
     """
 
@@ -39,6 +45,7 @@ class EngineOptions:
     async_scheduling: bool = True
     scheduler_cls: str | None = None
     helium: bool | dict[str, Any] = field(default=False)
+    kv_connector: dict[str, Any] | None = None
 
     def blocks_on(self, cost: RooflineModel) -> int:
         """Returns the engine's KV blocks on a device; one of them vLLM never hands out.
@@ -72,6 +79,9 @@ class EngineOptions:
                 kv_cache_memory_bytes=1 << 26,
                 scheduler_cls=self.scheduler_cls,
                 helium=self.helium,
+                kv_transfer_config=KVTransferConfig(**self.kv_connector)
+                if self.kv_connector
+                else None,
             ).create_engine_config()
         config.cache_config.num_gpu_blocks = num_blocks
         # On the CPU vLLM turns it off; what is simulated is a GPU.
@@ -89,9 +99,16 @@ class EngineOptions:
             dtype=torch.bfloat16,
         )
         layers = [f"layer.{number}" for number in range(shape.num_layers)]
+        page = spec.page_size_bytes
+        tensor = KVCacheTensor(
+            size=page * len(layers) * num_blocks,
+            layers=layers,
+            layer_stride=page * num_blocks,
+            block_stride=page,
+        )
         return KVCacheConfig(
             num_blocks=num_blocks,
-            kv_cache_tensors=[],
+            kv_cache_tensors=[tensor],
             kv_cache_groups=[KVCacheGroupSpec(layers, spec)],
         )
 

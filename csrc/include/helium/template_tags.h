@@ -18,6 +18,7 @@ struct Tag {
   std::int32_t template_node = kNone;
   std::int32_t row = kNone;   // kNone: shared by all rows
   std::int32_t num_nodes = 0;
+  std::int32_t num_device_nodes = 0;  // those with a block on the device
   std::int32_t num_uses = 0;  // pending calls that will read it
   std::uint32_t next_use = 0; // position in the soft schedule of the nearest of them
   double lease_until = 0;     // 0: not leased

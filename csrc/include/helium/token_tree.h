@@ -25,6 +25,7 @@ struct Node {
   NodeId right = kNone;
   NodeId up = kNone;
   BlockId front = kNone;  // first block of the node's ring of blocks
+  SlotId slot = kNone;  // its copy in host memory
   std::int32_t num_held = 0;
   TagId tag = kNone;
   LabelId label = kNoLabel;
@@ -33,7 +34,7 @@ struct Node {
   bool is_root = false;
   bool is_shared = false;  // used by more than the plan of its tag
 };
-static_assert(sizeof(Node) == 44);
+static_assert(sizeof(Node) == 48);
 
 class TokenTree {
  public:

@@ -1,0 +1,120 @@
+"""The host tier beside the KV cache manager: who loads what, and what comes back ahead of use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.request import Request
+
+from vllm_helium.integration.kv_cache_manager_path import RequestPath, known_path
+from vllm_helium.tiering.moves import StepMoves
+from vllm_helium.tiering.options import HostTierOptions
+from vllm_helium.tiering.prefetch import Prefetcher, WaitingPrefix
+
+if TYPE_CHECKING:
+    from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool
+
+MAX_WAITS = 8
+"""Steps a request waits for its loads to fit a step; then they are made at once. Long enough to
+prefetch eight steps' worth, short beside the steps that computing the prefix would take."""
+
+
+class HostTier:
+    """What vLLM's scheduler asks of the host tier, answered from the tree.
+
+    Args:
+        pool: The block pool, whose index knows both tiers.
+    """
+
+    def __init__(self, pool: TrtBlockPool, options: HostTierOptions) -> None:
+        self._pool = pool
+        self._options = options
+        self._prefetcher = Prefetcher(pool.index, options.max_step_blocks)
+        self._num_loaded = 0
+        self.num_waits = 0
+
+    def num_loadable_tokens(self, request: Request, num_device_tokens: int) -> int | None:
+        """Tokens to load behind the device's, or ``None`` where the request had better wait.
+
+        Args:
+            num_device_tokens: What the device has, a multiple of the block size.
+        """
+        path = known_path(request)
+        match = path.match if path is not None else None
+        if match is None or not match.slots:
+            return 0
+        num_slots = len(match.slots)
+        size = self._pool.hash_block_size
+        if match.num_tokens // size * size != num_device_tokens:
+            return 0
+        if num_slots < self._options.min_load_blocks:
+            return 0
+        if self._must_wait(path, num_slots):
+            return None
+        self._pool.index.lock_slots(match.slots)
+        return int(match.num_host_tokens)
+
+    def _must_wait(self, path: RequestPath, num_slots: int) -> bool:
+        """Whether a load would hold running requests up for longer than one step may."""
+        if self._num_loaded + num_slots <= self._options.max_step_blocks or self._is_idle():
+            return False
+        if path.num_waits >= MAX_WAITS:
+            return False
+        path.num_waits += 1
+        self.num_waits += 1
+        if self._options.has_prefetch and num_slots > self._options.max_step_blocks:
+            # Too long for any step: bring it in beside the running ones.
+            self._prefetcher.want(WaitingPrefix(path.namespace, path.tokens, path.labels))
+        return True
+
+    def _is_idle(self) -> bool:
+        """Whether no request holds a block; the null block is always held."""
+        return self._pool.index.num_free >= self._pool.num_gpu_blocks - 1
+
+    def load(self, request: Request, block_ids: list[int], num_tokens: int) -> None:
+        """Asks for a request's loads; its blocks are its own by now."""
+        path = known_path(request)
+        assert path is not None and path.match is not None, "only a lookup finds tokens to load"
+        size = self._pool.hash_block_size
+        first = path.match.num_tokens // size
+        slots = path.match.slots[: -(-num_tokens // size)]
+        self._pool.index.load(block_ids[first : first + len(slots)], slots)
+        self._num_loaded += len(slots)
+
+    def call_started(self, request: Request) -> None:
+        """A call was admitted: what the plan reads after it may come back meanwhile."""
+        if self._options.has_prefetch:
+            self._prefetcher.expect(self._pool.plans.call_started(getattr(request, "helium", None)))
+
+    def take_moves(self) -> StepMoves:
+        """Ends a step's scheduling: adds prefetches, hands over all moves."""
+        if self._options.has_prefetch:
+            self._prefetcher.run(self._num_loaded)
+        self._num_loaded = 0
+        return StepMoves(*self._pool.index.take_moves())
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for the status report."""
+        return {"num_host_waits": self.num_waits}
+
+
+def host_tier_options(helium_config: Any, kv_cache_config: KVCacheConfig) -> HostTierOptions:
+    """Returns the host tier of an engine; without slots where it is off or not supported."""
+    if helium_config is None or not helium_config.host_gib:
+        return HostTierOptions()
+    if len(kv_cache_config.kv_cache_groups) != 1:
+        return HostTierOptions()
+    return HostTierOptions.of_sizes(
+        helium_config.host_gib * 2**30,
+        helium_config.host_step_mib * 2**20,
+        block_bytes(kv_cache_config),
+        min_load_blocks=helium_config.host_min_load_blocks,
+        has_prefetch=helium_config.host_prefetch,
+    )
+
+
+def block_bytes(kv_cache_config: KVCacheConfig) -> int:
+    """Bytes of one block over all layers of the first group, on one worker."""
+    group = kv_cache_config.kv_cache_groups[0]
+    return int(group.kv_cache_spec.page_size_bytes) * len(group.layer_names)
