@@ -197,6 +197,15 @@ def test_guard_preemption_victim():
     assert text.index("self.select_preemption_victim(") < text.index("victim_index = ")
 
 
+def test_guard_host_tier_order():
+    # The store must come before the runner zeroes and copies blocks.
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    text = inspect.getsource(GPUModelRunner.update_requests)
+    ours = text.index("before_block_writes(scheduler_output)")
+    assert ours < text.index("zero_block_ids") < text.index("kv_cache_block_copies")
+
+
 def test_the_scheduler_seams_we_override_are_still_there():
     from vllm.v1.core.sched.request_queue import RequestQueue
     from vllm.v1.core.sched.scheduler import Scheduler
