@@ -155,7 +155,7 @@ class HeliumConfig:
         "it again.",
     )
     host_prefetch: bool = Field(
-        default=True,
+        default=False,
         description="Bring blocks back from the host tier before the calls that read them, as the "
         "plans say.",
     )

@@ -133,6 +133,7 @@ class ShadowRun:
             # Host memory as a user gives it: by size.
             host_gib=config.num_slots * block_bytes / 2**30,
             host_step_mib=config.step_slots * block_bytes / 2**20,
+            host_prefetch=True,
         )
         self.scheduler = build_scheduler(
             engine_config, config.num_blocks, config.block_size, helium, config.is_async
