@@ -45,6 +45,9 @@ class Estimates:
 
     def value_tokens(self, name: str) -> float:
         """Returns the expected tokens of one value of an operator, for one of its outputs."""
+        known = self._lengths.get(name)
+        if known is not None:
+            return known
         by_name = self._compiled.plan.by_name
         pending = [name]
         while pending:  # not by recursion: plans may be thousands of operators deep

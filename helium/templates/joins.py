@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -63,11 +62,12 @@ class JoinFinder:
     def _claim(self, text: str, is_open_left: bool, is_open_right: bool) -> Claim:
         head = self._head_cut(text) if is_open_left else 0
         tail = self._tail_cut(text) if is_open_right else len(text)
-        token_ids, starts = self._tokenizer.encode(text)
+        encoding = self._tokenizer.encode(text)
+        token_ids = encoding.token_ids
         if head >= tail:  # nothing is safe: all of it joins what follows
             return Claim("", b"", text, 0, len(token_ids))
-        num_head = bisect_left(starts, head) if head else 0
-        num_rest = bisect_left(starts, tail) if tail < len(text) else len(token_ids)
+        num_head = encoding.num_before(head) if head else 0
+        num_rest = encoding.num_before(tail) if tail < len(text) else len(token_ids)
         middle = array("i", token_ids[num_head:num_rest])
         num_tail = len(token_ids) - num_rest
         return Claim(text[:head], middle.tobytes(), text[tail:], num_head, num_tail)
@@ -87,8 +87,10 @@ class JoinFinder:
         if self._special:
             for special in self._special.finditer(text):
                 start = special.end()
-        candidates = list(self._candidates(text, start, len(text), from_end=True))
-        return next((p for p in candidates if self._is_safe(text, p)), start)
+        for position in self._candidates(text, start, len(text), from_end=True):
+            if self._is_safe(text, position):
+                return position
+        return start
 
     def _is_safe(self, text: str, position: int) -> bool:
         start = max(0, position - _WINDOW)
@@ -98,9 +100,15 @@ class JoinFinder:
     def _candidates(self, text: str, start: int, end: int, from_end: bool = False) -> Iterator[int]:
         if from_end:
             # A short stretch before the end is enough to hold the last few words.
-            near = max(start, end - 4 * _WINDOW)
-            spaces = [match.start() for match in _SINGLE_SPACE.finditer(text, near, end)]
-            yield from spaces[: -_MAX_CANDIDATES - 1 : -1]
+            near, position, num_found = max(start, end - 4 * _WINDOW), end, 0
+            while num_found < _MAX_CANDIDATES:
+                position = text.rfind(" ", near, position)
+                if position < 0:
+                    return
+                around = text[position - 1 : position] + text[position + 1 : min(position + 2, end)]
+                if len(around) == 2 and not (around[0].isspace() or around[1].isspace()):
+                    num_found += 1
+                    yield position
             return
         for count, match in enumerate(_SINGLE_SPACE.finditer(text, start, end)):
             if count == _MAX_CANDIDATES:

@@ -163,10 +163,10 @@ class TemplateRenderer:
         values = list(dict.fromkeys(p for text in resolved for p in text if isinstance(p, Value)))
         static = {p for text in resolved for p in text if isinstance(p, str)}
         opening = _unused_mark(static)
-        marks: dict[str | Value, str] = {
-            value: f"{opening}{index}{opening}" for index, value in enumerate(values)
-        }
-        rendered = render(["".join(marks.get(part, str(part)) for part in t) for t in resolved])
+        marks = {value: f"{opening}{index}{opening}" for index, value in enumerate(values)}
+        rendered = render(
+            ["".join([p if isinstance(p, str) else marks[p] for p in text]) for text in resolved]
+        )
         pieces: list[str | Value] = []
         for index, part in enumerate(re.split(f"{opening}(\\d+){opening}", rendered)):
             if index % 2:

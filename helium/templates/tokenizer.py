@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, count, repeat
 from operator import add
@@ -36,6 +37,12 @@ class Encoding(NamedTuple):
 
     token_ids: Sequence[int]
     starts: Sequence[int]
+
+    def num_before(self, position: int) -> int:
+        """Returns how many tokens start before a character."""
+        if isinstance(self.starts, _Starts):
+            return self.starts.num_before(position)
+        return bisect_left(self.starts, position)
 
 
 class PromptTokenizer(Protocol):
@@ -117,6 +124,23 @@ class _Starts(Sequence[int]):
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
+
+    def num_before(self, position: int) -> int:
+        """Returns how many are before a character; near the end, without finding them all."""
+        if self._found is not None:
+            return bisect_left(self._found, position)
+        num_before = sum(len(words) for _, words, _ in self._stretches)
+        for start, words, is_spaced in reversed(self._stretches):
+            if start >= position:
+                num_before -= len(words)
+                continue
+            begin = start + sum(map(len, words)) + is_spaced * (len(words) - 1)
+            for word in reversed(words):  # the first one, wrongly taken as spaced, starts before
+                begin -= len(word) + is_spaced
+                if begin < position:
+                    return num_before
+                num_before -= 1
+        return num_before
 
     def _starts(self) -> list[int]:
         if self._found is None:

@@ -42,6 +42,22 @@ def test_word_tokenizer_cuts_like_its_regular_expression(parts: list[str]) -> No
     assert len(encoding.starts) == len(expected)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(_PARTS), max_size=12), st.booleans())
+def test_tokens_before_a_character_are_those_that_start_before_it(
+    parts: list[str], is_lazy: bool
+) -> None:
+    text = "".join(parts)
+    encoding = WordTokenizer().encode(text)
+    starts = list(WordTokenizer().encode(text).starts)
+    if not is_lazy:
+        assert len(encoding.starts) == len(starts)  # from here on all of them are known
+    for position in range(-1, len(text) + 2):
+        expected = sum(start < position for start in starts)
+        assert encoding.num_before(position) == expected
+        assert Encoding(encoding.token_ids, starts).num_before(position) == expected
+
+
 def test_word_boundaries_hold_beside_any_text() -> None:
     tokenizer = WordTokenizer()
     text = "one two  three\nfour "
