@@ -1,6 +1,8 @@
 """``/v1/workflows`` of a real server: outputs, restarts, cancelling."""
 
 import json
+import os
+import signal
 import time
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from benchmarks.workflows import mapreduce
 from helium import graphs, ops
 from helium.plan.interpret import interpret
+from tests.e2e.conftest import serve, stop
 from tests.e2e.test_server import send
 
 pytestmark = pytest.mark.engine
@@ -86,3 +89,33 @@ def test_cancelling_a_run_frees_the_engine(helium_server):
     assert (status, run["status"]) == (200, "cancelled")
     until(lambda: load() == (0, 0))
     assert helium_server.is_healthy()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_the_server_was_killed(tmp_path):
+    options = ("--helium", "--helium-state-dir", str(tmp_path / "state"))
+    workload = mapreduce.build_mmlu(6, scale=0.1, max_tokens=64)
+    server = serve(tmp_path, *options)
+    try:
+        path = register(server, workload.graph)
+        body = {"inputs": dict(workload.batch), "run": "r1"}
+        assert request(server, "POST", path + "/runs", body)[0] == 202
+        seen = [0]
+
+        def begun():
+            seen.append(request(server, "GET", path + "/runs/r1")[1]["num_done"])
+            return seen[-1] > 3
+
+        until(begun)
+        assert seen[-1] < 48, "the run was over before the server was killed"
+    finally:
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+    server = serve(tmp_path, *options)
+    try:
+        until(lambda: request(server, "GET", path + "/runs/r1")[1]["status"] == "done")
+        done = request(server, "GET", path + "/runs/r1")[1]
+        assert done["failures"] == [] and done["results"] == naive(server, workload)
+        assert done["usage"]["num_calls"] == 48, "nothing was lost, nothing done twice"
+    finally:
+        stop(server)
