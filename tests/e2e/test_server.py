@@ -73,6 +73,29 @@ def test_a_context_never_changes_the_answer(client, registered):
     assert isinstance(cache["reason"], str)
 
 
+def test_metrics_count_hit_and_missed_tokens_by_operator(client, helium_server, registered):
+    def counted():
+        with urllib.request.urlopen(helium_server.base_url + "/metrics", timeout=120) as answer:
+            lines = answer.read().decode().splitlines()
+        name = "vllm:helium_prefix_cache_"
+        assert any(line.startswith(name + 'nodes{engine="0"}') for line in lines)
+        ours = [line for line in lines if 'operator="ask"' in line and 'workflow="garden"' in line]
+        return {
+            kind: sum(
+                float(line.rsplit(" ", 1)[1]) for line in ours if line.startswith(name + kind)
+            )
+            for kind in ("hit_tokens_total", "miss_tokens_total")
+        }
+
+    before = counted()
+    usage = chat(client, extra_body={"workflow": CONTEXT}).usage
+    num_cached = usage.prompt_tokens_details.cached_tokens
+    after = counted()
+    assert after["hit_tokens_total"] - before["hit_tokens_total"] == num_cached
+    num_missed = after["miss_tokens_total"] - before["miss_tokens_total"]
+    assert num_missed == usage.prompt_tokens - num_cached
+
+
 def test_completions_and_responses_take_a_context(client, registered):
     extra = {"workflow": CONTEXT}
     completion = client.completions.create(

@@ -25,6 +25,9 @@ def register_helium_routes(app: FastAPI, args: argparse.Namespace) -> None:
     config = make_helium_config(getattr(args, "helium", None))
     if config is None:
         return
+    from prometheus_client import REGISTRY
+
+    from vllm_helium.serving.cache_metrics import CacheMetrics, RefreshBeforeScrape
     from vllm_helium.serving.routes import router
     from vllm_helium.serving.workflow_routes import router as workflow_router
 
@@ -32,12 +35,18 @@ def register_helium_routes(app: FastAPI, args: argparse.Namespace) -> None:
     args.enable_prompt_tokens_details = True
     app.include_router(router)
     app.include_router(workflow_router)
+    metrics = CacheMetrics()
+    app.add_middleware(RefreshBeforeScrape, metrics=metrics, state=app.state)
     serve = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(started: Any) -> AsyncIterator[Any]:
         async with serve(started) as state, _workflows(app, args, config):
-            yield state
+            REGISTRY.register(metrics)
+            try:
+                yield state
+            finally:
+                REGISTRY.unregister(metrics)
 
     app.router.lifespan_context = lifespan
 

@@ -24,7 +24,7 @@ from vllm_helium.integration.kv_cache_manager_path import (
     request_path,
 )
 from vllm_helium.prefix_cache.index import NO_TAG
-from vllm_helium.prefix_cache.miss_counts import MissCounts, describe_match
+from vllm_helium.prefix_cache.miss_counts import ORDINARY, MissCounts, describe_match
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 from vllm_helium.prefix_cache.static_prefixes import StaticPrefix
 from vllm_helium.tiering.options import HostTierOptions
@@ -104,7 +104,8 @@ class TrtKVCacheManager(KVCacheManager):
         if path is None or path.match is None:
             return
         if not path.is_prewarm:
-            self.misses.record(path.match, request.num_tokens)
+            operator = getattr(request, "helium_operator", ORDINARY)
+            self.misses.record(path.match, request.num_tokens, operator)
             stats = request.prefill_stats
             if stats is not None and stats.helium is not None:
                 stats.helium["prefix_cache"] = describe_match(path.match, request.num_tokens)

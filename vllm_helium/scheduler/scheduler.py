@@ -38,7 +38,8 @@ class HeliumMixin:
 
     Every request gets two attributes when it is added: ``request.helium``, its
     ``WorkflowContext`` or ``None`` for ordinary traffic, and ``request.helium_place``, its place
-    among the others.
+    among the others. A planned one also gets ``request.helium_operator``, the names of its workflow
+    and operator.
     """
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
@@ -104,6 +105,7 @@ class HeliumMixin:
             self.num_planned_requests += 1
             request.helium = self.plans.cut(context, request.prompt_token_ids or ())
             request.helium_place = self._planned_place(request, context, operator)
+            request.helium_operator = (self.plans.plan(context.plan).workflow, operator.name)
             if request.lora_request is not None:
                 self.prewarmer.adapter_used(context.plan, self.plans.plan(context.plan), request)
         if request.prefill_stats is not None:
@@ -220,6 +222,13 @@ class HeliumMixin:
             "prefix_cache": self.kv_cache_manager.describe(),
         }
 
+    def _metrics(self) -> dict[str, Any]:
+        manager = self.kv_cache_manager
+        return {
+            "prefix_cache": manager.describe(),
+            "operators": manager.misses.describe_operators(),
+        }
+
 
 _RPC = {
     "register_plan": HeliumMixin._register_plan,
@@ -227,6 +236,7 @@ _RPC = {
     "finish_run": HeliumMixin._finish_run,
     "list_plans": HeliumMixin._list_plans,
     "status": HeliumMixin._status,
+    "metrics": HeliumMixin._metrics,
 }
 
 

@@ -1,8 +1,5 @@
 """Prometheus metrics of workflow runs, by workflow and operator.
 
-Only so many operators have series of their own. The least recently active one makes room for a new
-one, and what it counted goes to ``other``, so that sums stay right and what runs now is seen.
-
 With several API servers upstream's ``/metrics`` reads files of all of them, which hold upstream's
 own metrics alone; these are served where one API server is.
 """
@@ -10,7 +7,6 @@ own metrics alone; these are served where one API server is.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import msgspec
@@ -19,10 +15,7 @@ from prometheus_client.registry import Collector
 
 from helium.runtime.events import CallFinished, CallStarted, RowFailed
 from helium.runtime.run import Run
-
-MAX_SERIES = 512
-"""Operators with series of their own."""
-OTHER = ("other", "other")
+from vllm_helium.bounded_series import MAX_SERIES, BoundedSeries
 
 _METRICS = {
     "num_calls": ("calls", "Calls that engines answered"),
@@ -58,9 +51,7 @@ class WorkflowMetrics(Collector):
     """Counts the events of runs; Prometheus collects from it."""
 
     def __init__(self, max_series: int = MAX_SERIES) -> None:
-        self._max_series = max_series
-        self._totals: OrderedDict[tuple[str, str], OperatorTotals] = OrderedDict()
-        self._other = OperatorTotals()
+        self._series = BoundedSeries(OperatorTotals, max_series)
         self._runs: dict[str, int] = {}
 
     async def follow(self, workflow: str, run: Run) -> None:
@@ -72,15 +63,15 @@ class WorkflowMetrics(Collector):
             elif isinstance(event, CallFinished):
                 begun = started.pop((event.operator, event.row), None)
                 seconds = 0.0 if begun is None else time.perf_counter() - begun
-                self._of(workflow, event.operator).add(_totals_of(event, seconds))
+                self._series.of((workflow, event.operator)).add(_totals_of(event, seconds))
             elif isinstance(event, RowFailed):
                 started.pop((event.operator, event.row), None)
-                self._of(workflow, event.operator).add(OperatorTotals(num_failures=1))
+                self._series.of((workflow, event.operator)).add(OperatorTotals(num_failures=1))
         self._runs[run.status] = self._runs.get(run.status, 0) + 1
 
     def collect(self) -> Iterator[Metric]:
         """Yields one family per metric; called by Prometheus, on any thread."""
-        series = [*list(self._totals.items()), (OTHER, self._other)]
+        series = self._series.items()
         for field, (name, text) in _METRICS.items():
             family = CounterMetricFamily(
                 f"vllm:helium_workflow_{name}", f"{text}.", labels=["workflow", "operator"]
@@ -94,16 +85,6 @@ class WorkflowMetrics(Collector):
         for status, count in list(self._runs.items()):
             runs.add_metric([status], count)
         yield runs
-
-    def _of(self, workflow: str, operator: str) -> OperatorTotals:
-        key = (workflow, operator)
-        totals = self._totals.get(key)
-        if totals is None:
-            if len(self._totals) >= self._max_series:
-                self._other.add(self._totals.popitem(last=False)[1])
-            totals = self._totals[key] = OperatorTotals()
-        self._totals.move_to_end(key)
-        return totals
 
 
 def _totals_of(event: CallFinished, seconds: float) -> OperatorTotals:

@@ -43,7 +43,7 @@ def serve(client, helium, num_servers=1):
 
 
 def ours(names):
-    return {name for name in names if name.startswith("vllm:helium_workflow")}
+    return {name for name in names if name.startswith("vllm:helium_")}
 
 
 def test_the_routes_and_metrics_are_there_while_the_server_serves(client):

@@ -8,7 +8,8 @@ from helium import graphs, ops
 from helium.errors import EngineError
 from tests.unit.runtime.engines import Engine, echo
 from tests.unit.serving.app import register, serving
-from vllm_helium.serving.workflow_metrics import OTHER, WorkflowMetrics
+from vllm_helium.bounded_series import OTHER
+from vllm_helium.serving.workflow_metrics import WorkflowMetrics
 
 
 def test_calls_tokens_and_failures_are_counted_by_operator(tmp_path):
@@ -43,7 +44,7 @@ def test_calls_tokens_and_failures_are_counted_by_operator(tmp_path):
 def test_the_least_recently_active_operator_makes_room_and_sums_stay_right():
     metrics = WorkflowMetrics(max_series=2)
     for operator in ("a", "b", "a", "c", "a"):
-        metrics._of("w", operator).num_calls += 1
+        metrics._series.of(("w", operator)).num_calls += 1
     calls = next(metrics.collect())
     values = {sample.labels["operator"]: sample.value for sample in calls.samples}
     assert values == {"a": 3, "c": 1, OTHER[1]: 1}
