@@ -397,6 +397,7 @@ NB_MODULE(_core, m) {
           },
           "Stores, loads and prefetches of the step, each as (blocks, slots).")
       .def("advance", &PrefixIndex::advance, "now_s"_a)
+      .def("tell_time", &PrefixIndex::tell_time, "now_s"_a)
       .def("reset", &PrefixIndex::reset)
       .def("stats", &stats)
       .def("check_integrity", &PrefixIndex::check_integrity);

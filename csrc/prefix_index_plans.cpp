@@ -148,6 +148,10 @@ void PrefixIndex::advance(double now_s) {
     if (id != kNone && is_void(tree_[id])) retag(id, kNone);
     host_.queue().put(slot, slot_place(slot), id == kNone ? kNone : tree_[id].tag);
   }
+  tell_time(now_s);
+}
+
+void PrefixIndex::tell_time(double now_s) {
   now_s_ = std::max(now_s_, now_s);
   while (!leases_.empty() && leases_.begin()->first <= now_s_) end_lease(leases_.begin()->second);
 }

@@ -214,6 +214,7 @@ class TrtKVCacheManager(KVCacheManager):
         """
         if self.pool is None:
             return False
+        self.pool.index.tell_time(self.clock())
         path = request_path(request, self.pool.hash_block_size, self.pool.plans)
         num_tokens = min(num_tokens, request.num_tokens)
         match = self.pool.index.match(path.namespace, path.tokens, num_tokens, path.labels)
@@ -248,6 +249,7 @@ class TrtKVCacheManager(KVCacheManager):
         pool = self.pool
         if pool is None:
             return False
+        pool.index.tell_time(self.clock())
         lease = pool.leases.of(digest, namespace_of(request))
         lease.extend(prefix, lease_s)
         setattr(request, PREWARM_ATTRIBUTE, (lease, prefix))

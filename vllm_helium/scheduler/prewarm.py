@@ -31,6 +31,7 @@ class Prewarmer:
     Attributes:
         num_requests: Prewarm requests made.
         num_tokens: Their prompt tokens, those found in the cache included.
+        clock: Seconds on the clock of ``Request.arrival_time``.
     """
 
     def __init__(self, scheduler: Any, config: HeliumConfig, vllm_config: VllmConfig) -> None:
@@ -54,6 +55,7 @@ class Prewarmer:
         self._under_way: dict[str, str] = {}
         self._adapters: OrderedDict[tuple[str, str, str], None] = OrderedDict()
         self.num_requests = self.num_tokens = 0
+        self.clock: Callable[[], float] = time.time
 
     def plan_registered(self, digest: str, plan: EnginePlan) -> None:
         """Prewarms what the plan's calls to the engine's own model start with."""
@@ -136,7 +138,7 @@ class Prewarmer:
                 max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False
             ),
             pooling_params=None,
-            arrival_time=time.time(),
+            arrival_time=self.clock(),
             lora_request=adapter,
             cache_salt=cache_salt,
         )

@@ -102,6 +102,8 @@ class SimulatedEngine:
         self._hasher = _block_hasher(self.scheduler, config, options.block_size)
         if hasattr(self.scheduler.kv_cache_manager, "clock"):
             self.scheduler.kv_cache_manager.clock = clock.now
+        if hasattr(self.scheduler, "prewarmer"):
+            self.scheduler.prewarmer.clock = clock.now
         self._num_evictions = count_evictions(self.scheduler)
         block_bytes = cost.shape.kv_bytes_per_token * options.block_size
         self.link = HostLink(cost.device.link_bandwidth, block_bytes)

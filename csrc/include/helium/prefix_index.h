@@ -152,6 +152,8 @@ class PrefixIndex {
   // --- time -------------------------------------------------------------------------------------
   // A step starts: KV of blocks indexed before may be copied. Ends leases that expired by `now_s`.
   void advance(double now_s);
+  // The same without a step: for leases made between steps, when the last one may be long ago.
+  void tell_time(double now_s);
 
   // Forgets everything cached; held blocks stay held.
   void reset();

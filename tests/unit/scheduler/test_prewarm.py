@@ -124,6 +124,14 @@ def test_a_lease_ends_some_time_after_its_last_use():
     assert index_of(bench).stats()["num_leased_nodes"] == 0
 
 
+def test_a_plan_that_comes_after_a_long_pause_gets_whole_leases():
+    bench = Bench({"lease_s": 5.0})
+    bench.clock.advance_to(bench.clock.now() + 1_000)
+    bench.register(make_plan())
+    bench.finish()
+    assert index_of(bench).stats()["num_leased_nodes"] == 6
+
+
 def test_leases_end_with_the_plan_and_with_its_last_run():
     bench = Bench()
     plan = make_plan()
