@@ -21,6 +21,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.baselines.systems import SYSTEMS, system
+from benchmarks.gpu.kit import revision
 from benchmarks.simulated_run import Setting, run_system
 from benchmarks.workflows import WORKFLOWS
 from helium.cost import DEVICES, MODELS, RooflineModel, load_calibration
@@ -141,20 +142,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def environment() -> dict[str, Any]:
     """Returns what the figures were made with."""
     import platform
-    import subprocess
 
     import vllm
 
-    root = Path(__file__).resolve().parent.parent
-    revision = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
-    )
     return {
         "command": "python -m benchmarks.simulate " + " ".join(sys.argv[1:]),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "vllm": vllm.__version__,
-        "revision": revision.stdout.strip() or "unknown",
+        "revision": revision(),
     }
 
 

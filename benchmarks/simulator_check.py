@@ -19,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,7 @@ class Counts(NamedTuple):
         return self[:-1]
 
 
-class _Engine:
+class _Engine(ABC):
     """What both engines have in common: a scheduler that is watched, calls that are counted."""
 
     def __init__(self, scheduler: Any, num_blocks: int) -> None:
@@ -116,8 +117,9 @@ class _Engine:
             elapsed_s,
         )
 
+    @abstractmethod
     def add(self, name: str, prompt: list[int], params: SamplingParams, done: Finished) -> None:
-        raise NotImplementedError
+        """Makes a call and tells ``done`` its text, its tokens and how many were cached."""
 
 
 class _RealEngine(_Engine):

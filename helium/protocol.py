@@ -8,6 +8,7 @@ change an output. Both are JSON with a version; every bound below is checked by 
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -74,7 +75,9 @@ class PlanOperator(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         msgspec.structs.force_setattr(self, "output_tokens", float(self.output_tokens))
 
 
-class EnginePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class EnginePlan(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, dict=True
+):
     """What one engine is told about a workflow run before its calls arrive.
 
     ``version`` is required, so that a message of another version is never read as this one.
@@ -95,6 +98,10 @@ class EnginePlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     def digest(self) -> str:
         """Returns the SHA-256 of the canonical encoding, 64 hex digits: the plan's identity."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         return hashlib.sha256(self.to_json()).hexdigest()
 
 

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from benchmarks.gpu.kit import revision
 from benchmarks.real_systems.environments import ensure, versions
 from benchmarks.real_systems.servers import serve
 from benchmarks.real_systems.systems import SYSTEMS, Day, run
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "load_average": os.getloadavg(),
             "omp_num_threads": os.environ["OMP_NUM_THREADS"],
-            "revision": _revision(),
+            "revision": revision(),
             "block_size": options.block_size or "vLLM's default",
         },
         "workloads": results,
@@ -192,12 +192,6 @@ def _workload(name: str, day: int, options: argparse.Namespace) -> Workload:
 def _warm_up() -> Workload:
     """What a server sees first, so that nobody pays for its first step."""
     return WORKFLOWS["debate-mmlu"](size=1, scale=0.1, max_tokens=2, seed=99)
-
-
-def _revision() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def _parser() -> argparse.ArgumentParser:

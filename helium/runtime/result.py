@@ -41,6 +41,16 @@ class CallCounts(msgspec.Struct):
         """Prompt tokens that went through the model."""
         return self.num_prompt_tokens - self.num_cached_tokens
 
+    def measured(self) -> Measured:
+        """Returns the counts of one operator as EXPLAIN shows them."""
+        return Measured(
+            num_calls=self.num_calls,
+            prefill_tokens=self.num_computed_tokens,
+            cached_tokens=self.num_cached_tokens,
+            output_tokens=self.num_output_tokens,
+            queue_ms=0.0,
+        )
+
 
 class RunResult(msgspec.Struct):
     """The outcome of a run.
@@ -70,17 +80,7 @@ class RunResult(msgspec.Struct):
 
     def measured(self) -> dict[str, Measured]:
         """Returns the figures by operator that EXPLAIN ANALYZE puts beside the predicted ones."""
-        return {
-            name: Measured(
-                counts.num_calls,
-                counts.num_computed_tokens,
-                counts.num_cached_tokens,
-                counts.num_output_tokens,
-                0.0,
-            )
-            for name, counts in self.counts.items()
-            if counts.num_calls
-        }
+        return {name: counts.measured() for name, counts in self.counts.items() if counts.num_calls}
 
     @property
     def total(self) -> CallCounts:

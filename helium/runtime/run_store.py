@@ -11,7 +11,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,7 @@ from helium.runtime.events import (
     RunStarted,
 )
 from helium.runtime.run_lock import RunLock
-from helium.runtime.sqlite_file import insert_rows, open_sqlite, transaction
+from helium.runtime.sqlite_file import insert_rows, open_sqlite, reporting, transaction
 
 STORE_VERSION = 1
 SPEC_VERSION = 1
@@ -379,17 +379,10 @@ class RunStore:
         known = [info.id for info in self.runs()][-5:]
         return RunError(f"run {run!r} is not in {self.path}; the latest there are {known}")
 
-    @contextlib.contextmanager
-    def _reporting(self, what: str, lock: threading.Lock | None = None) -> Iterator[None]:
-        """Holds the lock, and turns errors of the file into ones that say what to do."""
-        with lock or self._lock:
-            try:
-                yield
-            except (sqlite3.Error, OSError) as error:
-                raise RunError(
-                    f"runs {self.path}: cannot be {what}: {error}; make room or repair the file, "
-                    "then resume"
-                ) from error
+    def _reporting(
+        self, what: str, lock: threading.Lock | None = None
+    ) -> contextlib.AbstractContextManager[None]:
+        return reporting(lock or self._lock, RunError, f"runs {self.path}", what, "resume")
 
 
 class _Header(msgspec.Struct):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
+
+from helium.errors import HeliumError
 
 BUSY_TIMEOUT_S = 10.0
 """Seconds to wait for another process's transaction; ours take milliseconds."""
@@ -74,6 +77,27 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def reporting(
+    lock: threading.Lock, kind: type[HeliumError], file: str, what: str, then: str
+) -> Iterator[None]:
+    """Holds a lock, and turns errors of a file into ones that say what to do.
+
+    Args:
+        kind: What is raised.
+        file: The file's name in the message.
+        what: What cannot be done with it, as a participle.
+        then: What to do once there is room or the file is repaired.
+    """
+    with lock:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise kind(
+                f"{file}: cannot be {what}: {error}; make room or repair the file, then {then}"
+            ) from error
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 
 from helium.errors import CacheError
-from tests.property.shadow_kv import ShadowConfig, ShadowRun, build_engine_config
+from tests.property.shadow_kv import ShadowConfig, ShadowRun
 from tests.property.shadow_worker import ShadowError, ShadowWorker
 from vllm_helium.integration.host_tier_scheduler import HostTier
 from vllm_helium.integration.kv_cache_manager import TrtKVCacheManager
-from vllm_helium.models.tiny import make_tiny_llama
 
 NUM_STEPS = 3_000
 NUM_SLOW_STEPS = 100_000
 SIZES = ((48, 20), (48, 500), (90, 120), (250, 60))
 """Blocks on the device and slots on the host: a host that evicts itself, and one that does not."""
 MODES = list(itertools.product((False, True), ("fcfs", "priority"), (False, True)))
-
-
-@pytest.fixture(scope="module")
-def engine_config(tmp_path_factory) -> Callable[[bool, str], object]:
-    """Upstream's configuration by (async, policy), built once each."""
-    model = make_tiny_llama(tmp_path_factory.mktemp("shadow") / "llama")
-    built = {}
-
-    def get(is_async, policy):
-        if (is_async, policy) not in built:
-            built[is_async, policy] = build_engine_config(model, is_async=is_async, policy=policy)
-        return built[is_async, policy]
-
-    return get
 
 
 def check_mode(engine_config, is_async, policy, use_v2_runner, num_steps, seed):

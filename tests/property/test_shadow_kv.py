@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 
 from helium.errors import CacheError
-from tests.property.shadow_kv import ShadowConfig, ShadowRun, build_engine_config
+from tests.property.shadow_kv import ShadowConfig, ShadowRun
 from tests.property.shadow_worker import ShadowError
 from vllm_helium.integration import kv_cache_manager_path
 from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool
 from vllm_helium.integration.kv_cache_manager import TrtKVCacheManager
-from vllm_helium.models.tiny import make_tiny_llama
 from vllm_helium.prefix_cache.plan_uses import PlanUses
 
 NUM_STEPS = 100_000
 NUM_SLOW_STEPS = 1_000_000
 POOLS = (48, 90, 250)
 MODES = list(itertools.product((False, True), ("fcfs", "priority"), (False, True)))
-
-
-@pytest.fixture(scope="session")
-def engine_config(tmp_path_factory) -> Callable[[bool, str], object]:
-    """Upstream's configuration by (async, policy), built once each."""
-    model = make_tiny_llama(tmp_path_factory.mktemp("shadow") / "llama")
-    built = {}
-
-    def get(is_async, policy):
-        if (is_async, policy) not in built:
-            built[is_async, policy] = build_engine_config(model, is_async=is_async, policy=policy)
-        return built[is_async, policy]
-
-    return get
 
 
 def check_mode(engine_config, is_async, policy, use_v2_runner, num_steps, seed):

@@ -113,15 +113,14 @@ class TrtKVCacheManager(KVCacheManager):
             self.host_tier.call_started(request)
         path.match = None
         if num_hit_blocks := num_hits // self.pool.hash_block_size:
-            [manager] = self.coordinator.single_type_managers
-            blocks = manager.req_to_blocks[request.request_id][:num_hit_blocks]
+            blocks = self._group.req_to_blocks[request.request_id][:num_hit_blocks]
             self.pool.index.claim([block.block_id for block in blocks], path.segments)
 
     def estimate_cached_tokens(self, request: Request) -> int:
         if self.pool is None:
             return super().estimate_cached_tokens(request)
-        [manager] = self.coordinator.single_type_managers
-        return manager.num_cached_block.get(request.request_id, 0) * manager.block_size
+        group = self._group
+        return group.num_cached_block.get(request.request_id, 0) * group.block_size
 
     # --- slots -----------------------------------------------------------------------------------
 
@@ -178,8 +177,7 @@ class TrtKVCacheManager(KVCacheManager):
         pool = self.pool
         if pool is None:
             return
-        [manager] = self.coordinator.single_type_managers
-        blocks = manager.req_to_blocks.get(request.request_id)
+        blocks = self._group.req_to_blocks.get(request.request_id)
         if blocks:
             num_computed_tokens = request.num_computed_tokens
             pool.drop_unwritten(blocks, num_computed_tokens)

@@ -105,9 +105,10 @@ class HeliumMixin:
             self.num_planned_requests += 1
             request.helium = self.plans.cut(context, request.prompt_token_ids or ())
             request.helium_place = self._planned_place(request, context, operator)
-            request.helium_operator = (self.plans.plan(context.plan).workflow, operator.name)
+            plan = self.plans.plan(context.plan)
+            request.helium_operator = (plan.workflow, operator.name)
             if request.lora_request is not None:
-                self.prewarmer.adapter_used(context.plan, self.plans.plan(context.plan), request)
+                self.prewarmer.adapter_used(context.plan, plan, request)
         if request.prefill_stats is not None:
             request.prefill_stats.helium = self._report(context, operator is not None)
 

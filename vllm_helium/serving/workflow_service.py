@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from helium.errors import ConfigError, HeliumError
-from helium.explain import Measured, explain
+from helium.explain import explain
 from helium.optimizer.driver import Switches
 from helium.plan.compiled_plan import bind
 from helium.plan.functions import REGISTRY, Function
@@ -176,13 +176,7 @@ class WorkflowService:
         measured = None
         if info.status not in ("running", "interrupted"):
             counts = (await self.result(run)).counts
-            measured = {
-                name: Measured(
-                    one.num_calls, one.num_computed_tokens, one.num_cached_tokens,
-                    one.num_output_tokens, 0.0,
-                )
-                for name, one in counts.items()
-            }  # fmt: skip
+            measured = {name: one.measured() for name, one in counts.items()}
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             None, lambda: explain(plan, format, analyze=measured, show_times=False)

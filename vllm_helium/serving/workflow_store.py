@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
 from helium.plan.logical_plan import LogicalPlan
 from helium.runtime import RunError
-from helium.runtime.sqlite_file import open_sqlite
+from helium.runtime.sqlite_file import open_sqlite, reporting
 
 _VERSION = 1
 _SCHEMA = """
@@ -117,13 +115,5 @@ class WorkflowStore:
             ).fetchall()
         return [WorkflowInfo(*row) for row in rows]
 
-    @contextmanager
-    def _reporting(self, what: str) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except (sqlite3.Error, OSError) as error:
-                raise RunError(
-                    f"workflows {self.path}: cannot be {what}: {error}; make room or repair the "
-                    "file, then try again"
-                ) from error
+    def _reporting(self, what: str) -> AbstractContextManager[None]:
+        return reporting(self._lock, RunError, f"workflows {self.path}", what, "try again")
