@@ -17,9 +17,12 @@ _HOST_TIER_MODULE = "vllm_helium.integration.host_tier_connector"
 
 ASYNC_SCHEDULER = "vllm_helium.scheduler.scheduler.HeliumAsyncScheduler"
 
+_CPU_WORKER = "vllm.v1.worker.cpu_worker.CPUWorker"
+_SEEDED_CPU_WORKER = "vllm_helium.integration.seeded_sampling.SeededCPUWorker"
+
 
 def finalize(vllm_config: VllmConfig) -> None:
-    """Chooses our scheduler; runs after the platform's last word on async scheduling.
+    """Chooses our scheduler and CPU worker; runs after the platform's last word on both.
 
     ``VllmConfig.__post_init__`` may run more than once, so this is idempotent.
 
@@ -40,6 +43,8 @@ def finalize(vllm_config: VllmConfig) -> None:
     scheduler_config.scheduler_cls = (
         ASYNC_SCHEDULER if scheduler_config.async_scheduling else SYNC_SCHEDULER
     )
+    if vllm_config.parallel_config.worker_cls == _CPU_WORKER:
+        vllm_config.parallel_config.worker_cls = _SEEDED_CPU_WORKER
     set_host_tier(vllm_config)
     _warn_of_shadowing()
 
