@@ -131,36 +131,10 @@ class TrtKVCacheManager(KVCacheManager):
 
         Then upstream's method would find out with much arithmetic that there is nothing to do.
         """
-        if self._needs_no_block(request, num_new_tokens, args, kwargs):
+        group = self._group
+        if group is not None and needs_no_block(group, request, num_new_tokens, args, kwargs):
             return self.empty_kv_cache_blocks
         return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
-
-    def _needs_no_block(
-        self, request: Request, num_new_tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> bool:
-        """Whether allocating changes nothing: the slots are held, and no known block fills up.
-
-        True only for running requests and the arguments the scheduler gives for those; anything
-        else (hits, external tokens, reserved blocks, ...) is upstream's to judge.
-        """
-        group = self._group
-        if group is None or args or num_new_tokens <= 0 or request.status != RequestStatus.RUNNING:
-            return False
-        num_tokens = request.num_computed_tokens + num_new_tokens
-        num_slots_needed = num_tokens
-        if kwargs:
-            if len(kwargs) > 1 or "num_lookahead_tokens" not in kwargs:
-                return False
-            num_slots_needed += kwargs["num_lookahead_tokens"]
-        request_id = request.request_id
-        num_indexed_blocks = group.num_cached_block.get(request_id)
-        if num_indexed_blocks is None:
-            return False
-        block_size = group.block_size
-        if num_slots_needed > len(group.req_to_blocks[request_id]) * block_size:
-            return False
-        next_full = (num_indexed_blocks + 1) * block_size
-        return num_tokens < next_full or request.num_tokens < next_full
 
     # --- end of a request ------------------------------------------------------------------------
 
@@ -273,6 +247,38 @@ class TrtKVCacheManager(KVCacheManager):
             "miss_tokens": dict(self.misses.num_tokens),
             "miss_evicted_as": dict(self.misses.evicted_as),
         }
+
+
+def needs_no_block(
+    group: Any, request: Request, num_new_tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
+    """Whether allocating changes nothing: the slots are held, and no known block fills up.
+
+    True only for running requests and the arguments the scheduler gives for those; anything else
+    (hits, external tokens, reserved blocks, ...) is upstream's to judge.
+
+    Args:
+        group: Upstream's manager of the only group of layers, of full attention.
+        args: Further positional arguments of ``allocate_slots``.
+        kwargs: Its keyword arguments.
+    """
+    if args or num_new_tokens <= 0 or request.status != RequestStatus.RUNNING:
+        return False
+    num_tokens = request.num_computed_tokens + num_new_tokens
+    num_slots_needed = num_tokens
+    if kwargs:
+        if len(kwargs) > 1 or "num_lookahead_tokens" not in kwargs:
+            return False
+        num_slots_needed += kwargs["num_lookahead_tokens"]
+    request_id = request.request_id
+    num_indexed_blocks = group.num_cached_block.get(request_id)
+    if num_indexed_blocks is None:
+        return False
+    block_size = group.block_size
+    if num_slots_needed > len(group.req_to_blocks[request_id]) * block_size:
+        return False
+    next_full = (num_indexed_blocks + 1) * block_size
+    return num_tokens < next_full or request.num_tokens < next_full
 
 
 def kv_cache_manager_factory(

@@ -22,6 +22,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from helium.cost import RooflineModel
 from helium.errors import EngineError
 from vllm_helium.simulator.access_trace import AccessTrace
+from vllm_helium.simulator.decode_steps import shorten_decode_steps
 from vllm_helium.simulator.engine_options import EngineOptions
 from vllm_helium.simulator.evictions import count_evictions
 from vllm_helium.simulator.figures import CallRecord, EngineFigures
@@ -105,6 +106,7 @@ class SimulatedEngine:
         if hasattr(self.scheduler, "prewarmer"):
             self.scheduler.prewarmer.clock = clock.now
         self._num_evictions = count_evictions(self.scheduler)
+        shorten_decode_steps(self.scheduler)
         block_bytes = cost.shape.kv_bytes_per_token * options.block_size
         self.link = HostLink(cost.device.link_bandwidth, block_bytes)
         self._under_way: dict[str, _Call] = {}
