@@ -67,6 +67,7 @@ class Setting:
         parts += ["warm"] if self.is_warm else []
         parts += ["serial device"] if self.is_serial else []
         parts += ["real data"] if self.data else []
+        parts += [f"seed {self.seed}"] if self.seed else []
         parts += [f"texts x {self.scale:g}"] if self.scale != 1 else []
         return ", ".join(parts)
 

@@ -69,6 +69,13 @@ SYSTEMS: Mapping[str, System] = {
             "random", _PAPER, scheduler_cls="benchmarks.policies.random_order.RandomOrderScheduler"
         ),
         System("langgraph", "supersteps as LangGraph documents them", order="langgraph"),
+        # vLLM's budget of tokens per step bounds how long a prompt holds up those that decode.
+        System(
+            "langgraph-1024",
+            "the same with a smaller budget of tokens per step",
+            order="langgraph",
+            max_num_batched_tokens=1_024,
+        ),
         System("dataflow", "every call as soon as it can be made, on stock vLLM"),
         System("parrot", _WRITTEN, order="parrot"),
         System("lspf", _WRITTEN, scheduler_cls="benchmarks.policies.lspf.LspfScheduler"),
@@ -85,6 +92,7 @@ SYSTEMS: Mapping[str, System] = {
         System("helium-no-order", **{**_OURS, "helium": {"order": "fcfs"}}),
         System("helium-order-by-rank", **{**_OURS, "helium": {"order": "plan"}}),
         System("helium-no-pacing", **{**_OURS, "helium": {"prefill_tokens": 0}}),
+        System("helium-no-fair-share", **{**_OURS, "helium": {"fair_share": False}}),
         System("helium-no-victims", **{**_OURS, "helium": {"victims": "last"}}),
         # All blocks compete by recency alone: nothing is kept because a plan needs it next.
         System("helium-no-next-use", **{**_OURS, "helium": {"ordinary_share": 1.0}}),

@@ -35,7 +35,8 @@ _EVERY_RUN = (
     "helium/plan/text.py",
     "vllm_helium/simulator",
 )
-_WITH_A_PLAN = (*_EVERY_RUN, "helium", "patches", "csrc", "vllm_helium")
+_WITH_A_PLAN = (*_EVERY_RUN, "helium", "vllm_helium/request.py")
+_OUR_ENGINE = (*_WITH_A_PLAN, "patches", "csrc", "vllm_helium")
 _SUFFIXES = (".py", ".h", ".cpp", ".patch", ".toml")
 _NOT_ON_THE_PATH = ("helium/cli", "helium/explain", "vllm_helium/kernels", "vllm_helium/serving")
 
@@ -146,10 +147,12 @@ def code_digest(paths: tuple[str, ...]) -> str:
 
 
 def _code_of(system: System) -> tuple[str, ...]:
-    if system.has_context or system.order == "plan" or system.helium is not None:
-        policy = system.scheduler_cls
-        return _WITH_A_PLAN + (() if policy is None else _module_of(policy))
-    return _EVERY_RUN + (() if system.scheduler_cls is None else _module_of(system.scheduler_cls))
+    if system.helium is not None:
+        code = _OUR_ENGINE
+    else:
+        is_planned = system.has_context or system.order == "plan"
+        code = _WITH_A_PLAN if is_planned else _EVERY_RUN
+    return code + (() if system.scheduler_cls is None else _module_of(system.scheduler_cls))
 
 
 def _module_of(dotted: str) -> tuple[str, ...]:

@@ -8,18 +8,31 @@ largest single gain where there are any.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.baselines.systems import SYSTEMS, system
 from benchmarks.report.cases import Case
 from benchmarks.simulated_run import Setting
 from benchmarks.workflows import WORKFLOWS
 
-BASELINES = ("op_wise", "random", "langgraph", "dataflow", "parrot", "lspf", "kvflow")
+BASELINES = (
+    "op_wise", "random", "langgraph", "langgraph-1024", "dataflow", "parrot", "lspf", "kvflow",
+)  # fmt: skip
 """Without ``query_wise``, which takes a step per token and sequence: it is asked for by entry."""
 
-MAIN = ("op_wise", "langgraph", "lspf", "kvflow", "helium")
-ABLATIONS = tuple(name for name in SYSTEMS if name.startswith("helium"))
+MAIN = ("langgraph", "lspf", "kvflow", "helium")
+LARGE = ("langgraph", "langgraph-1024", "kvflow", "helium")
+"""Where a run takes a minute or more."""
+
+WARM_ONLY = ("helium-no-prune", "helium-no-prompt-cache")
+"""Switches that do something only where a day before has been run."""
+
+ABLATIONS = tuple(name for name in SYSTEMS if name.startswith("helium-") and name not in WARM_ONLY)
+SWITCHES_OF_THE_ENGINE = tuple(
+    name for name in ABLATIONS if name not in ("helium-no-cse", "helium-scheduling-only")
+)
+"""Agents that are all different leave nothing to merge."""
+
 PRIMITIVES = (
     "mapreduce-mmlu", "mapreduce-tatqa", "debate-mmlu", "debate-tatqa", "reflection-tatqa",
     "iterative-amazon", "parallel-amazon",
@@ -68,6 +81,12 @@ class Entry:
     groups: tuple[Group, ...] = ()
     command: tuple[str, ...] = ()
 
+    def with_seed(self, seed: int) -> Entry:
+        """Returns the entry with other texts and answers."""
+        settings = (replace(group.setting, seed=seed) for group in self.groups)
+        groups = zip(self.groups, settings, strict=True)
+        return replace(self, groups=tuple(replace(group, setting=s) for group, s in groups))
+
 
 def _both(label: str, systems: Sequence[str], **setting: object) -> tuple[Group, ...]:
     """The setting as published and with all agents distinct."""
@@ -99,9 +118,13 @@ _ENTRIES = (
     ),
     Entry(
         "ablation",
-        "What every switch is worth, Trading-8b, 16 rows; the day before has been run",
+        "What every switch is worth, Trading-8b, 16 rows",
         "Helium, §7, ablation",
-        _trading("warm", ("langgraph", *ABLATIONS), rows=16, is_warm=True),
+        (
+            *_trading("as published", ("helium", *ABLATIONS), rows=16)[:1],
+            *_trading("all", ("helium", *SWITCHES_OF_THE_ENGINE), rows=16)[1:],
+            *_trading("day 2", ("langgraph", "helium", *WARM_ONLY), rows=16, is_warm=True)[:1],
+        ),
     ),
     Entry(
         "scheduling",
@@ -126,6 +149,12 @@ _ENTRIES = (
             rows=16,
             num_blocks=UNBOUNDED,
         ),
+    ),
+    Entry(
+        "seeds",
+        "Other texts and other answers: Trading-8b, 16 rows, a second seed",
+        "ours",
+        _trading("seed 1", ("langgraph", "langgraph-1024", "kvflow", "helium"), rows=16, seed=1),
     ),
     Entry(
         "query-wise",
@@ -172,13 +201,22 @@ _ENTRIES = (
         tuple(Group(name, Setting(name), MAIN) for name in WORKFLOWS if "sharing" in name),
     ),
     Entry(
+        "batch-80",
+        "Trading-8b, 80 rows, on one engine and two",
+        "Helium, §7, Trading by batch size",
+        (
+            *_trading("80 rows, 1 x", LARGE, rows=80),
+            *_trading("80 rows, 2 x", ("langgraph", "helium"), rows=80, num_engines=2),
+        ),
+    ),
+    Entry(
         "batches",
         "Trading-8b by rows, on one engine and two",
         "Helium, §7, Trading by batch size",
         tuple(
             group
             for engines in (1, 2)
-            for rows in (8, 32, 80)
+            for rows in (8, 32)
             for group in _trading(f"{rows} rows, {engines} x", MAIN, rows=rows, num_engines=engines)
         ),
     ),
@@ -232,5 +270,6 @@ _ENTRIES = (
 )
 
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-CORE = ("trading", "ablation", "scheduling", "bounds", "sensitivity")
-"""What is reported if no entry is named: what the headline figures come from."""
+CORE = ("trading", "scheduling", "primitives", "batch-80", "ablation", "seeds", "bounds")
+"""What is reported if no entry is named, in order of importance: where time runs out, the last
+ones are left out."""

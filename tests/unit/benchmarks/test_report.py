@@ -14,7 +14,7 @@ from benchmarks.baselines.systems import SYSTEMS, system
 from benchmarks.compare import main as compare
 from benchmarks.report import __main__ as report
 from benchmarks.report.cases import REPO, Case, Store, code_digest
-from benchmarks.report.entries import ABLATIONS, CORE, ENTRIES, Entry, Group
+from benchmarks.report.entries import ABLATIONS, CORE, ENTRIES, WARM_ONLY, Entry, Group
 from benchmarks.simulated_run import Setting
 
 SMALL = Setting("debate-mmlu", rows=2, scale=0.1, max_tokens=8)
@@ -48,7 +48,14 @@ def test_the_core_has_every_baseline_and_every_ablation():
     names = {s for entry in CORE for group in ENTRIES[entry].groups for s in group.systems}
     assert set(SYSTEMS) - names == {"query_wise"}  # too slow; an entry of its own
     assert "query_wise" in ENTRIES["query-wise"].groups[0].systems
-    assert set(ABLATIONS) < names
+    assert {*ABLATIONS, *WARM_ONLY, "helium"} == {s for s in SYSTEMS if s.startswith("helium")}
+
+
+def test_another_seed_is_another_run_with_another_title(entries, tmp_path):
+    first = _run(tmp_path, "--only", "langgraph")["entries"]["small"]
+    [second] = _run(tmp_path, "--only", "langgraph", "--seed", "1")["entries"]["small"]
+    assert second["title"] != first[0]["title"] and "seed 1" in second["title"]
+    assert second["figures"]["makespan_s"] != first[0]["figures"]["makespan_s"]
 
 
 def test_a_second_report_runs_nothing_and_says_the_same(entries, tmp_path, capsys):
@@ -98,13 +105,14 @@ def test_the_code_of_a_system_is_part_of_its_key(monkeypatch):
     from benchmarks.report import cases
 
     case, stock = Case(SMALL, system("helium")), Case(SMALL, system("langgraph"))
-    keys = case.key(), stock.key()
+    policy = Case(SMALL, system("kvflow"))
+    keys = case.key(), stock.key(), policy.key()
 
     def edited(paths):
         return code_digest(paths) + ("edited" if "csrc" in paths else "")
 
     monkeypatch.setattr(cases, "code_digest", edited)
-    assert case.key() != keys[0] and stock.key() == keys[1]
+    assert case.key() != keys[0] and stock.key() == keys[1] and policy.key() == keys[2]
 
 
 def test_a_run_is_found_again_by_its_key(tmp_path):

@@ -106,7 +106,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, capsys):
     arguments += ["--system", "langgraph", "--system", "helium", "--output", str(output)]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "debate-mmlu, 3 rows, Qwen3-8B, 1 x H100-80GB, texts x 0.1"
+    assert lines[0] == "debate-mmlu, 3 rows, Qwen3-8B, 1 x H100-80GB, seed 5, texts x 0.1"
     assert lines[1].split()[:3] == ["system", "makespan", "s"]
     assert [line.split()[0] for line in lines[2:4]] == ["langgraph", "helium"]
     report = json.loads(output.read_text())
