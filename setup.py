@@ -35,10 +35,12 @@ LOCAL_LABEL = {"cpu": "cpu", "cuda": "cu13"}
 MEDIA_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 DEMO_REQUIRES = ["gguf>=0.17"]
 BENCH_REQUIRES = ["matplotlib>=3.8"]
+RAY_REQUIRES = ["ray>=2.60"]
 TEST_REQUIRES = [
     *("pytest>=8", "hypothesis>=6", "mypy>=1.15", "ruff>=0.11"),
     "ortools>=9.11",  # the exact optimum the planner is compared with
     "accelerate",  # transformers' own GGUF loader, which the converted model is compared with
+    *RAY_REQUIRES,
 ]
 EDITABLE_PTH = "__editable__.vllm_helium.pth"
 
@@ -74,6 +76,7 @@ def requirements() -> tuple[list[str], dict[str, list[str]]]:
     required: list[str] = []
     extras: dict[str, list[str]] = {name: [] for name in metadata.get_all("Provides-Extra") or ()}
     extras |= {"media": [], "demo": DEMO_REQUIRES, "test": TEST_REQUIRES, "bench": BENCH_REQUIRES}
+    extras["ray"] = RAY_REQUIRES
     for line in metadata.get_all("Requires-Dist") or ():
         requirement = Requirement(line)
         base, _, marker = line.partition("; extra == ")
