@@ -22,12 +22,18 @@ WORKLOAD = mapreduce.build_mmlu(6, scale=0.2, max_tokens=12)
 
 @pytest.fixture(scope="module")
 def ray():
-    """Ray, ended afterwards whatever the engines do."""
+    """Ray, ended afterwards whatever the engines do; tests are skipped where it cannot start."""
     module = pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         for name, value in FAST_ENGINE_ENVIRONMENT.items():
             environment.setenv(name, value)
+        try:
+            module.init(
+                address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000
+            )
+        except Exception as error:  # a machine's own limits: ports, shared memory, processes
+            pytest.skip(f"Ray does not start here: {type(error).__name__}: {error}")
         yield module
         module.shutdown()
 
