@@ -84,6 +84,26 @@ def test_guard_engine_rpc():
     assert "self.engine_core = EngineCore(" in source(InprocClient.__init__)
 
 
+def test_guard_weights_revision():
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.core import EngineCore
+
+    told = "note_weights(self.scheduler, "
+    for method, work in [
+        (EngineCore.sleep, "model_executor.sleep("),
+        (EngineCore.add_lora, "model_executor.add_lora("),
+        (EngineCore.collective_rpc, "model_executor.collective_rpc("),
+    ]:
+        text = source(method)
+        assert text.index(told) < text.index(work), "the scheduler is told first"
+    assert "load_inplace" in LoRARequest.__struct_fields__
+    # Everything that updates weights goes that way.
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    for method in (AsyncLLM.start_weight_update, AsyncLLM.update_weights):
+        assert "self.collective_rpc(" in source(method)
+
+
 def test_guard_openai_workflow_field():
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest

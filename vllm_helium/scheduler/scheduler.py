@@ -7,6 +7,7 @@ synchronous one under asynchronous scheduling would lose the overlap with the fo
 from __future__ import annotations
 
 import time
+import uuid
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -54,6 +55,7 @@ class HeliumMixin:
         self.num_planned_requests = 0
         self.num_unplanned_contexts = 0
         self.num_paced_steps = 0
+        self._weights = ""
         self._num_planned_alive = 0
         # Without chunks a prompt above the budget would wait until nothing decodes; what has to be
         # scheduled in one piece (an image, a state of a Mamba layer) likewise.
@@ -167,6 +169,14 @@ class HeliumMixin:
         self.num_paced_steps += budget < max_tokens
         return budget
 
+    def weights_may_change(self) -> None:
+        """Hook ``weights-revision``: what comes from now on is of another revision."""
+        self._weights = uuid.uuid4().hex
+
+    def _weights_revision(self) -> str:
+        """Names the weights among those since the engine started, which are empty."""
+        return self._weights
+
     def helium_rpc(self, method: str, *args: Any) -> Any:
         """Serves a call from a front end; runs between two steps.
 
@@ -238,6 +248,7 @@ _RPC = {
     "list_plans": HeliumMixin._list_plans,
     "status": HeliumMixin._status,
     "metrics": HeliumMixin._metrics,
+    "weights_revision": HeliumMixin._weights_revision,
 }
 
 
