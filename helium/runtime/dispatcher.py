@@ -26,7 +26,7 @@ from helium.runtime.backend import (
     ModelAnswer,
     ModelCall,
 )
-from helium.runtime.cache_lookup import CacheLookup
+from helium.runtime.cache_lookup import CacheLookup, Question
 from helium.runtime.engine_state import EngineState
 from helium.runtime.lane import Lane
 from helium.runtime.retries import RetryBudget, RetryPolicy
@@ -82,12 +82,12 @@ class _Request:
     """One call to make, for everyone with a ticket; ``worker`` is the task that makes it now."""
 
     __slots__ = (
-        "cache_key",
         "call",
         "engine",
         "key",
         "num_attempts",
         "plan",
+        "question",
         "tickets",
         "worker",
     )
@@ -98,7 +98,7 @@ class _Request:
         self.call = call
         self.engine = engine
         self.key = key
-        self.cache_key: bytes | None = None
+        self.question: Question | None = None
         self.plan = plan
         self.num_attempts = 0
         self.tickets: dict[Ticket, None] = {}
@@ -176,8 +176,7 @@ class Dispatcher:
         if key is not None:
             self._in_flight[key] = request
         if key is not None and self._cache is not None:
-            request.cache_key = self._cache.key(*key)
-            self._cache.ask(request.cache_key, self._looked_up, request)
+            request.question = self._cache.ask(*key, call.call.model, self._looked_up, request)
         else:
             self._enqueue(request)
         return ticket
@@ -293,10 +292,10 @@ class Dispatcher:
             return
         if not request.tickets:
             return
-        if self._cache is not None and request.cache_key is not None:
+        if self._cache is not None and request.question is not None:
             num_outputs = request.call.call.sampling.n
             if isinstance(outcome, ModelAnswer) and len(outcome.texts) == num_outputs:
-                self._cache.tell(request.cache_key, request.call.cache_salt, outcome)
+                self._cache.tell(request.question, outcome)
         engine = request.engine
         self._deliver(request, outcome, "engine", "shared")
         if len(self._lanes) > 1 and not self._lanes[engine].num_waiting:

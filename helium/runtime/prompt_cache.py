@@ -24,6 +24,7 @@ import msgspec
 
 from helium.errors import CacheError
 from helium.plan.calls import Call
+from helium.runtime.revisions import RevisionOf, constant
 from helium.runtime.sqlite_file import (
     MAX_VARIABLES,
     SchemaMismatch,
@@ -175,15 +176,16 @@ class PromptCache:
         with self._lock:
             self._write(entries)
 
-    def view(self, revision: str, tenant: str | None = None) -> TenantCache:
+    def view(self, revision: str | RevisionOf, tenant: str | None = None) -> TenantCache:
         """Returns the part of the cache that one tenant sees, for planning.
 
         Args:
             revision: Identifies everything about the engines that shapes an output: the model and
-                its revision, precision, chat template, LoRA adapters. Another revision is another
-                cache.
+                its revision, precision, chat template, LoRA adapters; one for all models that calls
+                name, or of each. Another revision is another cache.
         """
-        return TenantCache(self, revision, tenant)
+        of = constant(revision) if isinstance(revision, str) else revision
+        return TenantCache(self, of, tenant)
 
     def stats(self) -> CacheStats:
         """Returns the totals.
@@ -324,11 +326,11 @@ class PromptCache:
 
 
 class TenantCache:
-    """One tenant's entries of one revision; a ``PromptCache`` as the optimizer knows it."""
+    """One tenant's entries at one time; a ``PromptCache`` as the optimizer knows it."""
 
-    def __init__(self, cache: PromptCache, revision: str, tenant: str | None) -> None:
+    def __init__(self, cache: PromptCache, revision_of: RevisionOf, tenant: str | None) -> None:
         self._cache = cache
-        self._revision = revision
+        self._revision_of = revision_of
         self._tenant = tenant
 
     def get_many(self, calls: Sequence[Call]) -> list[tuple[str, ...] | None]:
@@ -350,13 +352,15 @@ class TenantCache:
         )
 
     def _key(self, call: Call) -> bytes:
-        return entry_key(self._revision, self._tenant, msgspec.json.encode(call))
+        revision = self._revision_of(call.model)
+        return entry_key(revision, self._tenant, msgspec.json.encode(call))
 
 
 def _batched(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     """Yields the keys in parts that one statement takes."""
-    for first in range(0, len(keys), MAX_VARIABLES):
-        yield keys[first : first + MAX_VARIABLES]
+    step = MAX_VARIABLES - 1  # one is for what the statement says beside the keys
+    for first in range(0, len(keys), step):
+        yield keys[first : first + step]
 
 
 def entry_key(revision: str, tenant: str | None, call: bytes) -> bytes:

@@ -11,7 +11,7 @@ import msgspec
 
 from helium.cost.profile import Profile
 from helium.dsl.graph import Graph
-from helium.errors import ConfigError
+from helium.errors import ConfigError, HeliumError
 from helium.optimizer.driver import ALL_ON, Switches, optimize
 from helium.plan.compiled_plan import CompiledPlan, bind
 from helium.plan.functions import REGISTRY, Function
@@ -29,6 +29,7 @@ from helium.runtime.prompt_cache import PromptCache
 from helium.runtime.request_digest import request_digest
 from helium.runtime.result import RunResult
 from helium.runtime.retries import RetryPolicy
+from helium.runtime.revisions import Revisions, always
 from helium.runtime.run import Run
 from helium.runtime.run_lock import RunLock
 from helium.runtime.run_store import RunError, RunInfo, RunSpec, RunStore
@@ -68,7 +69,7 @@ class Runtime:
         backends: EngineBackend | Sequence[EngineBackend],
         tokenizer: PromptTokenizer | None = None,
         *,
-        revision: str | None = None,
+        revision: str | Revisions | None = None,
         prompt_cache: PromptCache | None = None,
         store: RunStore | None = None,
         profiles: ProfileStore | None = None,
@@ -80,7 +81,8 @@ class Runtime:
         Args:
             tokenizer: That of the engines' model. Without it schedules are made with estimates, and
                 engines are not told of them.
-            revision: What the engines serve, see ``PromptCache.view``; needed for the cache.
+            revision: What the engines serve, see ``PromptCache.view``; needed for the cache. Given
+                as a function where weights may change while engines run.
             prompt_cache: Answers of earlier deterministic calls.
             store: Where runs are checkpointed; without it they cannot be resumed.
             profiles: What earlier runs taught, and later ones will be taught.
@@ -96,7 +98,9 @@ class Runtime:
             )
         self._options = options or RuntimeOptions()
         self._tokenizer = tokenizer
-        self._revision = revision or ""
+        if revision is None or isinstance(revision, str):
+            revision = always(revision or "")
+        self._revisions = revision
         self._cache = prompt_cache
         self._store = store
         self._profiles = profiles
@@ -106,7 +110,7 @@ class Runtime:
             retries=self._options.retries,
             call_timeout_s=self._options.call_timeout_s,
             max_open_calls=self._options.max_open_calls,
-            cache=CacheLookup(prompt_cache, self._revision) if prompt_cache is not None else None,
+            cache=CacheLookup(prompt_cache, self._revisions) if prompt_cache is not None else None,
         )
         self._disk = ThreadPoolExecutor(1, "helium-runs")
         # Apart from the writes: a long list of runs must not hold up a checkpoint.
@@ -206,7 +210,10 @@ class Runtime:
         loop = asyncio.get_running_loop()
         view = None
         if self._cache is not None:
-            view = self._cache.view(self._revision, cache_salt)
+            try:
+                view = self._cache.view(await self._revisions(), cache_salt)
+            except HeliumError as error:
+                logger.warning("run %s is planned without the prompt cache: %s", run, error)
         optimized = await loop.run_in_executor(self._planner, optimize, compiled, switches, view)
         spec = RunSpec(
             workflow=name,

@@ -17,8 +17,8 @@ BUSY_TIMEOUT_S = 10.0
 PAGE_CACHE_KIB = 16 << 10
 """Memory for pages; keys are hashes, so that a transaction touches pages all over the file."""
 
-MAX_VARIABLES = 512
-"""Values of one statement; SQLite takes at least 999."""
+MAX_VARIABLES = 32_766 if sqlite3.sqlite_version_info >= (3, 32) else 999
+"""Values of one statement, as many as SQLite takes by default."""
 
 
 class SchemaMismatch(sqlite3.DatabaseError):
