@@ -45,6 +45,23 @@ class AsyncLLMBackend:
         if self._has_plans:
             await call_engines_async(self._client, "register_plan", plan.to_json())
 
+    async def weights(self) -> str:
+        """Names the engines' weights; changes whenever they may have changed in place.
+
+        Raises:
+            EngineError: The engines cannot be asked.
+        """
+        if not self._has_plans:
+            return ""
+        try:
+            return " ".join(await call_engines_async(self._client, "weights_revision"))
+        except Exception as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
+
+    def adapter(self, model: str | None) -> Any:
+        """Returns the LoRA adapter that a model's name stands for at present, or ``None``."""
+        return self._models.lora_requests.get(model) if self._models is not None else None
+
     async def call(self, request: ModelCall) -> ModelAnswer:
         """Answers one call; cancelling it aborts the request.
 

@@ -127,6 +127,17 @@ class HeliumConfig:
         description="Folder where the server keeps registered workflows and runs, so that they "
         "outlive it and runs go on after a restart. Empty: they end with the server.",
     )
+    prompt_cache: str = Field(
+        default="",
+        description="File of answers of earlier greedy and seeded calls of workflows, by tenant; "
+        "servers of this machine may share it. Empty: no call is answered from a cache.",
+    )
+    prompt_cache_mib: int = Field(
+        default=1024,
+        ge=1,
+        le=1 << 20,
+        description="MiB of answers the prompt cache keeps; beyond it the least recently used go.",
+    )
     functions: str = Field(
         default="",
         description="Modules, separated by commas, that register the functions which workflows of "

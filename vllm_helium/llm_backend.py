@@ -62,6 +62,23 @@ class LLMBackend:
         if self._has_plans:
             await self._on_engine(lambda: call_engines(self._llm, "register_plan", plan.to_json()))
 
+    async def weights(self) -> str:
+        """Names the engine's weights; changes whenever they may have changed in place.
+
+        Raises:
+            EngineError: The engine cannot be asked.
+        """
+        if not self._has_plans:
+            return ""
+        try:
+            answers = await self._on_engine(lambda: call_engines(self._llm, "weights_revision"))
+        except Exception as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
+        return " ".join(answers)
+
+    def adapter(self, model: str | None) -> None:
+        """Returns the LoRA adapter that a model's name stands for: here none does."""
+
     async def call(self, request: ModelCall) -> ModelAnswer:
         """Answers one call.
 

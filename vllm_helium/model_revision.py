@@ -5,7 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from helium.runtime.revisions import RevisionOf
+
+
+class Served(Protocol):
+    """What can tell what it serves at present; our backends do."""
+
+    async def weights(self) -> str:
+        """Names the weights: empty as they were loaded at the start, else unique."""
+
+    def adapter(self, model: str | None) -> Any:
+        """Returns the ``LoRARequest`` of a name, or ``None``."""
+
+
+class EngineRevisions:
+    """The revision of everything an engine serves: its model, weights changed in place, adapters.
+
+    Files of an adapter count as they are when it is first asked for under its id; loading it again
+    gives it another id, or names other weights.
+    """
+
+    def __init__(self, vllm_config: Any, tokenizer: Any, served: Served) -> None:
+        """Reads the model's files; asks the engine nothing yet."""
+        self._model = model_revision(vllm_config, tokenizer)
+        self._served = served
+        self._adapters: dict[tuple[str, int], str] = {}
+
+    async def __call__(self) -> RevisionOf:
+        """Asks the engine; see ``helium.runtime.revisions``."""
+        weights = await self._served.weights()
+        model = f"{self._model} {weights}" if weights.strip() else self._model
+
+        def revision_of(name: str | None) -> str:
+            adapter = self._served.adapter(name)
+            return model if adapter is None else f"{model} {self._describe(adapter)}"
+
+        return revision_of
+
+    def _describe(self, adapter: Any) -> str:
+        key = adapter.lora_path, adapter.lora_int_id
+        if key not in self._adapters:
+            if len(self._adapters) >= _MAX_ADAPTERS:
+                self._adapters.clear()
+            described = [adapter.lora_name, adapter.lora_path, _files(adapter.lora_path)]
+            self._adapters[key] = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:24]
+        return self._adapters[key]
+
+
+_MAX_ADAPTERS = 4096
 
 
 def model_revision(vllm_config: Any, tokenizer: Any) -> str:

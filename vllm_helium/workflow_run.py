@@ -20,7 +20,7 @@ from helium.runtime.backend import EngineBackend
 from helium.runtime.runtime import RuntimeOptions
 from helium.runtime.telemetry import export_spans
 from helium.templates.tokenizer import TransformersTokenizer
-from vllm_helium.model_revision import model_revision
+from vllm_helium.model_revision import EngineRevisions
 
 UseTqdm = bool | Callable[..., Any]
 """As in ``LLM.generate``: whether to show a progress bar, or what makes one."""
@@ -92,7 +92,7 @@ async def carry_out(
         runtime = Runtime(
             backend,
             TransformersTokenizer(tokenizer) if is_on else None,
-            revision=model_revision(vllm_config, tokenizer),
+            revision=EngineRevisions(vllm_config, tokenizer, backend),
             prompt_cache=_open(opened, PromptCache, arguments.prompt_cache),
             store=_open(opened, RunStore, arguments.store),
             profiles=profiles,

@@ -190,6 +190,35 @@ def test_a_prompt_cache_answers_a_second_run_and_keeps_tenants_apart(llm, tmp_pa
     assert [result.total.num_calls for result in (first, again, other)] == [16, 0, 16]
 
 
+def test_cached_answers_end_with_the_weights_that_gave_them(llm, stock, tmp_path):
+    workload = mapreduce.build_mmlu(1, scale=0.1, max_tokens=3)
+    arguments = {"prompt_cache": tmp_path / "prompts.db", "use_tqdm": False}
+
+    def outputs():
+        result = llm.run_workflow(workload.graph, workload.batch, **arguments)
+        return result.outputs, result.total.num_calls
+
+    def scale(factor):
+        def work(worker):
+            for parameter in worker.get_model().parameters():
+                parameter.data.mul_(factor)
+
+        llm.collective_rpc(work)
+        llm.reset_prefix_cache()
+
+    first, num_calls = outputs()
+    assert num_calls == 8 and outputs() == (first, 0)
+    scale(-0.5)
+    try:
+        changed, num_calls = outputs()
+        assert num_calls == 8 and changed != first, "the weights give other answers"
+        assert outputs() == (changed, 0)
+    finally:
+        scale(-2.0)
+    # Equal weights again, but nobody knows.
+    assert outputs() == (first, 8)
+
+
 def request_of(text, **sampling):
     from helium.plan.calls import Call
 

@@ -58,8 +58,10 @@ async def _workflows(
     """Runs workflows for as long as the server serves."""
     from prometheus_client import REGISTRY
 
+    from helium.runtime import PromptCache
     from helium.templates.tokenizer import TransformersTokenizer
     from vllm_helium.async_backend import AsyncLLMBackend
+    from vllm_helium.model_revision import EngineRevisions
     from vllm_helium.serving.workflow_service import WorkflowService, import_functions
 
     client = app.state.engine_client
@@ -74,7 +76,13 @@ async def _workflows(
     import_functions(config.functions)
     backend = AsyncLLMBackend(client, getattr(app.state, "openai_serving_models", None))
     tokenizer = TransformersTokenizer(client.get_tokenizer())
-    service = WorkflowService(backend, tokenizer, config.state_dir or None)
+    cache = revisions = None
+    if config.prompt_cache:
+        cache = PromptCache(config.prompt_cache, max_bytes=config.prompt_cache_mib << 20)
+        revisions = EngineRevisions(client.vllm_config, client.get_tokenizer(), backend)
+    service = WorkflowService(
+        backend, tokenizer, config.state_dir or None, prompt_cache=cache, revision=revisions
+    )
     app.state.helium_workflows = service
     REGISTRY.register(service.metrics)
     resuming = asyncio.create_task(service.resume_all())

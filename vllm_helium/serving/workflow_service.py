@@ -23,9 +23,10 @@ from helium.optimizer.driver import Switches
 from helium.plan.compiled_plan import bind
 from helium.plan.functions import REGISTRY, Function
 from helium.plan.logical_plan import LogicalPlan
-from helium.runtime import RunError, RunInfo, RunResult, RunStore, Runtime
+from helium.runtime import PromptCache, RunError, RunInfo, RunResult, RunStore, Runtime
 from helium.runtime.backend import EngineBackend
 from helium.runtime.events import Event
+from helium.runtime.revisions import Revisions
 from helium.runtime.run import Run
 from helium.runtime.run_store import WRITTEN
 from helium.runtime.stored_result import stored_result
@@ -41,6 +42,8 @@ MAX_RUNNING = 256
 """Runs under way per server; more are refused with 429."""
 MAX_KEPT = 4096
 """Runs that are over and kept for their results; the oldest go first."""
+PRUNE_EVERY = 64
+"""Runs submitted between two looks for those beyond ``MAX_KEPT``, since a look lists all runs."""
 _PAGE = 512
 """Events read from disk at a time."""
 
@@ -61,8 +64,14 @@ class WorkflowService:
         state_dir: str | Path | None = None,
         *,
         functions: Mapping[str, Function] = REGISTRY,
+        prompt_cache: PromptCache | None = None,
+        revision: str | Revisions | None = None,
     ) -> None:
         """Opens the files; without a folder they live as long as the service.
+
+        Args:
+            prompt_cache: Answers of earlier calls; the service closes it.
+            revision: What the engine serves; needed for the cache.
 
         Raises:
             RunError: The files cannot be used.
@@ -74,13 +83,24 @@ class WorkflowService:
         self._functions = functions
         self.metrics = WorkflowMetrics()
         self._followers: set[asyncio.Task[None]] = set()
-        self._runtime = Runtime(backend, tokenizer, store=self.runs, functions=functions)
+        self._num_submitted = 0
+        self._cache = prompt_cache
+        self._runtime = Runtime(
+            backend,
+            tokenizer,
+            store=self.runs,
+            functions=functions,
+            prompt_cache=prompt_cache,
+            revision=revision,
+        )
 
     async def close(self) -> None:
         """Leaves off what is under way; with a state folder the next server goes on with it."""
         await self._runtime.close()
         self.runs.close()
         self.workflows.close()
+        if self._cache is not None:
+            self._cache.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -127,7 +147,9 @@ class WorkflowService:
         await loop.run_in_executor(None, check_limits, compiled)
         if self._runtime.num_running >= MAX_RUNNING:
             raise TooManyRuns(f"{MAX_RUNNING} runs are under way; wait until some are over")
-        await self._prune()
+        if self._num_submitted % PRUNE_EVERY == 0:
+            await self._prune()
+        self._num_submitted += 1
         started = await self._runtime.submit(
             plan,
             inputs,

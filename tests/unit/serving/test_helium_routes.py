@@ -61,3 +61,12 @@ def test_several_servers_need_a_folder_they_share(client, tmp_path):
     assert serve(client, {}, num_servers=2)[0] == 503
     assert serve(client, {"state_dir": str(tmp_path)}, num_servers=2)[0] == 200
     assert (tmp_path / "runs.db").exists() and (tmp_path / "workflows.db").exists()
+
+
+def test_a_prompt_cache_is_opened_where_it_is_asked_for(client, tmp_path, monkeypatch):
+    from vllm_helium import model_revision
+
+    monkeypatch.setattr(model_revision, "model_revision", lambda *args: "m")
+    path = tmp_path / "prompts.db"
+    assert serve(client, {"prompt_cache": str(path), "prompt_cache_mib": 1})[0] == 200
+    assert path.exists()

@@ -2,8 +2,10 @@
 
 from helium import graphs, ops
 from helium.plan.operators import Sampling
+from helium.runtime import PromptCache
 from tests.unit.runtime.engines import Engine
 from tests.unit.runtime.virtual_time import run
+from vllm_helium.serving import workflow_service
 from vllm_helium.serving.workflow_service import WorkflowService
 
 
@@ -23,9 +25,9 @@ async def finished(service, plans, words):
     return [await service.result(name) for name in started]
 
 
-def in_virtual_time(folder, engine, plans, words):
+def in_virtual_time(folder, engine, plans, words, **options):
     async def main():
-        service = WorkflowService(engine, None, folder)
+        service = WorkflowService(engine, None, folder, **options)
         try:
             return await finished(service, plans, words)
         finally:
@@ -58,3 +60,48 @@ def test_duplicate_rows_are_called_once(tmp_path):
     assert len(engine.requests) == 2
     said = result.outputs["said"]
     assert said[0] == said[2] == said[3] != said[1]
+
+
+def test_a_prompt_cache_answers_the_next_servers_runs_and_keeps_tenants_apart(tmp_path):
+    async def main(engine, salt):
+        cache = PromptCache(tmp_path / "prompts.db")
+        service = WorkflowService(engine, None, prompt_cache=cache, revision="m")
+        try:
+            run = await service.submit("w", plan(), {"word": ["a", "b"]}, cache_salt=salt)
+            await service.wait(run)
+            return (await service.result(run)).outputs
+        finally:
+            await service.close()
+
+    engine = Engine()
+    first = run(main(engine, "t1"))[0]
+    assert run(main(engine, "t1"))[0] == first and len(engine.requests) == 2
+    assert run(main(engine, "t2"))[0] == first and len(engine.requests) == 4
+
+
+def test_old_runs_go_though_not_every_submit_looks_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow_service, "MAX_KEPT", 2)
+    monkeypatch.setattr(workflow_service, "PRUNE_EVERY", 4)
+
+    async def main():
+        service = WorkflowService(Engine(), None, tmp_path)
+        num_listed, kept = 0, []
+        try:
+            runs = service.runs.runs
+
+            def count():
+                nonlocal num_listed
+                num_listed += 1
+                return runs()
+
+            service.runs.runs = count
+            for word in "abcdefghi":
+                await finished(service, [plan()], [word])
+                kept.append(len(runs()))
+            return num_listed, kept
+        finally:
+            await service.close()
+
+    num_listed, kept = run(main())[0]
+    assert num_listed == 3
+    assert kept == [1, 2, 3, 4, 3, 4, 5, 6, 3]
