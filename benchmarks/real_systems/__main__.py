@@ -4,21 +4,23 @@
 
 LangGraph, AgentScope and plain orders run on stock vLLM in an environment of its own; ours is this
 repository's runtime over its fork. Every system is timed from its first call to its last, planning
-included, with an empty prefix cache; Trading runs a first day untimed and is timed on the second.
-Answers are compared call by call, by the text of the prompt. Repetitions of a system give the noise
-floor (A/A); the processor time of the servers is a second measure that other load hardly moves.
+included, with an empty prefix cache; on Trading ours runs a first day untimed, which fills its
+prompt cache, and all are timed on the second. Answers are compared call by call, by the text of the
+prompt. Repetitions give the noise floor (A/A); the processor time of servers is a second measure
+that other load moves less, and the tokens that a server computed are one that nothing moves.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.gpu.kit import revision
 from benchmarks.real_systems.environments import ensure, versions
-from benchmarks.real_systems.servers import serve
+from benchmarks.real_systems.servers import Tokens, serve
 from benchmarks.real_systems.systems import SYSTEMS, Day, run
 from benchmarks.report.tables import markdown
 from benchmarks.workflows import WORKFLOWS, Workload
@@ -36,15 +38,16 @@ from helium.errors import HeliumError
 REPO = Path(__file__).resolve().parents[2]
 WORKLOADS: dict[str, dict[str, Any]] = {
     "mapreduce-mmlu": {"size": 4, "scale": 0.5, "max_tokens": 32},
-    "trading-4b": {"size": 1, "scale": 0.02, "max_tokens": 32},
+    # Texts and answers shortened alike: 16 tokens are a 32nd of what is published.
+    "trading-8b": {"size": 1, "scale": 0.03, "max_tokens": 16},
 }
 """Sizes that two cores get through in minutes."""
 
-DEFAULT_SYSTEMS = {
-    "mapreduce-mmlu": ("langgraph", "agentscope", "op_wise", "random", "helium"),
-    "trading-4b": ("langgraph", "agentscope", "helium"),
-}
-"""Without ``query_wise``, whose calls run one by one: it takes as long as all others together."""
+DEFAULT_SYSTEMS = ("langgraph", "helium", "agentscope", "op_wise", "random", "query_wise")
+"""The first one and ours come first and are repeated at the end, the others run in between."""
+
+RESERVE = 1.3
+"""How much longer than the longest of its workload a run is expected to take at worst."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,25 +56,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = _parser()
     options = parser.parse_args(arguments)
-    started = time.monotonic()
     try:
         environments = {"stock": ensure("stock"), "frameworks": ensure("frameworks")}
         model = options.model or ensure_smollm2()
-        results = []
-        for name in options.workload or WORKLOADS:
-            systems = list(dict.fromkeys(options.system or DEFAULT_SYSTEMS[name]))
-            days = [_workload(name, day, options) for day in _days(name)]
-            results.append(measure(name, days, systems, environments["stock"], model, options))
-            print(f"\n{name}, {days[0].num_rows} rows\n\n{table(results[-1])}", flush=True)
+        started = time.monotonic()  # setting up is done once and not measured
+        load = os.getloadavg()
+        workloads = {
+            name: [_workload(name, day, options) for day in _days(name)]
+            for name in options.workload or WORKLOADS
+        }
+        found = measure(workloads, environments["stock"], model, options)
     except HeliumError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    results = [
+        _compared(name, days, found[name]) for name, days in workloads.items() if any(found[name])
+    ]
     report = {
         "environment": {
             **{name: versions(python) for name, python in environments.items()},
             "ours": versions(Path(sys.executable)),
             "command": "python -m benchmarks.real_systems " + " ".join(sys.argv[1:]),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "load_average": os.getloadavg(),
+            "load_average_before": load,
+            "load_average_after": os.getloadavg(),
             "omp_num_threads": os.environ["OMP_NUM_THREADS"],
             "revision": revision(),
             "block_size": options.block_size or "vLLM's default",
@@ -81,44 +88,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    for result in results:
+        print(f"\n{result['workload']}, {result['rows']} rows\n\n{table(result)}")
     print(f"{options.output}, {report['elapsed_s']:.0f} s in all")
-    return 0 if all(r["is_identical"] for r in results) else 1
+    return 0 if results and all(r["is_identical"] for r in results) else 1
 
 
 def measure(
-    name: str,
-    days: Sequence[Workload],
-    systems: Sequence[str],
+    workloads: Mapping[str, Sequence[Workload]],
     stock: Path,
     model: Path,
     options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Runs the first system and ours ``repeats`` times, the others once.
+) -> dict[str, dict[str, list[Day]]]:
+    """Runs the systems on all workloads; returns workload -> system -> its runs.
 
-    Systems take turns, so that drift of the machine hits all alike.
+    The most important runs come first: the first system and ours on every workload, then the other
+    systems, then repetitions of the first two. What would end after the limit is not started.
     """
-    found: dict[str, list[Day]] = {system: [] for system in systems}
+    systems = list(dict.fromkeys(options.system or DEFAULT_SYSTEMS))
+    repeated = [name for name in systems if name in (systems[0], "helium")]
+    others = [name for name in systems if name not in repeated]
+    rounds = [repeated, others, *[repeated] * (options.repeats - 1)]
+    found: dict[str, dict[str, list[Day]]] = {name: {} for name in workloads}
+    longest_s = dict.fromkeys(workloads, 0.0)
     block = ["--block-size", str(options.block_size)] if options.block_size else []
     logs = REPO / "build" / "real-systems"
+    end_s = time.monotonic() + options.limit
     with (
         serve(stock, model, logs / "stock.log", block) as theirs,
         serve(Path(sys.executable), model, logs / "ours.log", ["--helium", *block]) as ours,
     ):
         for server in (theirs, ours):
             run("dataflow", server, [_warm_up()], model)
-        for repeat in range(options.repeats):
-            for system in systems:
-                if repeat and system not in (systems[0], "helium"):
+        for chosen, (name, days) in itertools.product(rounds, workloads.items()):
+            for system in chosen:
+                started = time.monotonic()
+                if started + RESERVE * longest_s[name] > end_s:
+                    print(f"{name}: {system} not run: no time left", flush=True)
                     continue
-                server = ours if system == "helium" else theirs
-                last = run(system, server, days, model)[-1]
-                found[system].append(last)
+                last = run(system, ours if system == "helium" else theirs, days, model)[-1]
+                longest_s[name] = max(longest_s[name], time.monotonic() - started)
+                found[name].setdefault(system, []).append(last)
                 print(
                     f"{name}: {system} {last.elapsed_s:.1f} s, server's processor time "
-                    f"{last.server_cpu_s:.1f} s",
+                    f"{last.server_cpu_s:.1f} s, {last.tokens.num_computed} of "
+                    f"{last.tokens.num_prompt} prompt tokens computed, {last.tokens.num_output} "
+                    "generated",
                     flush=True,
                 )
-    return _compared(name, days, found)
+    return found
 
 
 def _compared(name: str, days: Sequence[Workload], found: dict[str, list[Day]]) -> dict[str, Any]:
@@ -143,9 +161,7 @@ def _compared(name: str, days: Sequence[Workload], found: dict[str, list[Day]]) 
             "calls": runs[0].num_calls,
             "distinct_prompts": len(runs[0].answers),
             "different_answers": max(different),
-            "prompt_tokens": runs[0].num_prompt_tokens,
-            "cached_tokens": runs[0].num_cached_tokens,
-            "output_tokens": runs[0].num_output_tokens,
+            **{name: getattr(runs[0].tokens, name) for name in Tokens._fields},
         }
     return {
         "workload": name,
@@ -160,16 +176,24 @@ def _compared(name: str, days: Sequence[Workload], found: dict[str, list[Day]]) 
 
 def table(result: dict[str, Any]) -> str:
     """Returns a workload's systems as Markdown."""
-    rows = [["system", "best s", "A/A", "x ours", "CPU x ours", "calls", "differing answers"]]
+    header = ["system", "best s", "A/A", "x ours", "CPU s", "CPU x ours", "calls"]
+    rows = [[*header, "prefill tokens", "output tokens", "differing answers"]]
     for name, row in result["systems"].items():
-        ratios = (row["ratio_to_ours"], row["cpu_ratio_to_ours"])
+        wall, processor = (
+            "" if ratio is None else f"{ratio:.2f}"
+            for ratio in (row["ratio_to_ours"], row["cpu_ratio_to_ours"])
+        )
         rows.append(
             [
                 name,
                 f"{row['best_s']:.1f}",
                 f"{row['noise_ratio']:.2f}",
-                *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+                wall,
+                f"{min(row['server_cpu_s']):.1f}",
+                processor,
                 str(row["calls"]),
+                f"{row['num_computed']:,}",
+                f"{row['num_output']:,}",
                 str(row["different_answers"]),
             ]
         )
@@ -204,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workload", action="append", choices=list(WORKLOADS), help="repeatable; default: all")
     add("--system", action="append", choices=SYSTEMS, help="repeatable")
     add("--repeats", type=int, default=2)
+    add("--limit", type=float, default=840, metavar="SECONDS", help="for all runs together")
     add("--rows", type=int, help="instead of the workload's own number")
     add("--distinct", action="store_true", help="agents that are all different")
     add("--block-size", type=int, help="of the KV cache; vLLM's default for the CPU if not given")

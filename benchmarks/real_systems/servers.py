@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from helium.errors import EngineError
 
@@ -27,6 +29,46 @@ _OPTIONS = (
     "--enable-prefix-caching", "--enable-prompt-tokens-details",
 )  # fmt: skip
 """The same for both; whatever is not named is vLLM's default."""
+
+
+class Tokens(NamedTuple):
+    """Counts of a server; vLLM's own counters, the same on stock vLLM and on this fork.
+
+    Attributes:
+        num_prompt: Of all prompts.
+        num_computed: Those of them that the prefix cache did not have.
+        num_output: Generated.
+    """
+
+    num_prompt: int = 0
+    num_computed: int = 0
+    num_output: int = 0
+
+    def since(self, before: Tokens) -> Tokens:
+        """Returns what came after an earlier state."""
+        return Tokens(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+_COUNTERS = {
+    "num_prompt": re.compile(r"^vllm:prompt_tokens_total\{.*\} (\S+)$", re.M),
+    "num_computed": re.compile(
+        r'^vllm:prompt_tokens_by_source_total\{.*source="local_compute".*\} (\S+)$', re.M
+    ),
+    "num_output": re.compile(r"^vllm:generation_tokens_total\{.*\} (\S+)$", re.M),
+}
+
+
+def read_tokens(text: str) -> Tokens:
+    """Reads the counters out of a server's metrics.
+
+    Raises:
+        EngineError: One of them is missing.
+    """
+    found = {name: pattern.findall(text) for name, pattern in _COUNTERS.items()}
+    missing = [name for name, values in found.items() if not values]
+    if missing:
+        raise EngineError(f"the server's metrics lack {missing}; is this vLLM 0.32?")
+    return Tokens(**{name: int(sum(map(float, values))) for name, values in found.items()})
 
 
 @dataclass(frozen=True)
@@ -53,6 +95,18 @@ class Server:
         root = psutil.Process(self.pid)
         times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
         return sum(time.user + time.system for time in times)
+
+    def tokens(self) -> Tokens:
+        """Returns the tokens of all calls that were answered so far, as the server counts them.
+
+        Raises:
+            EngineError: The server does not say.
+        """
+        try:
+            with urllib.request.urlopen(f"{self.base_url}/metrics", timeout=60) as answer:
+                return read_tokens(answer.read().decode())
+        except urllib.error.URLError as error:
+            raise EngineError(f"{self.base_url}: no metrics: {error}") from None
 
     def reset_prefix_cache(self) -> None:
         """Empties the prefix cache.

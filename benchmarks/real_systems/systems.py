@@ -16,7 +16,7 @@ from benchmarks.baselines.dataflow import run_dataflow
 from benchmarks.baselines.orders import ordered, unordered
 from benchmarks.real_systems.environments import ensure
 from benchmarks.real_systems.jobs import job_of, prompt_digest
-from benchmarks.real_systems.servers import MODEL, Server
+from benchmarks.real_systems.servers import MODEL, Server, Tokens
 from benchmarks.workflows import Workload
 from helium.errors import EngineError
 from helium.protocol import EnginePlan
@@ -39,19 +39,21 @@ class Day(NamedTuple):
         server_cpu_s: Processor time of the server.
         answers: Digest of a call's prompt -> text of the answer.
         num_calls: Calls made; equal prompts count each time.
+        tokens: What the server counted.
     """
 
     elapsed_s: float
     server_cpu_s: float
     answers: dict[str, str]
     num_calls: int
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_output_tokens: int = 0
+    tokens: Tokens = Tokens()
 
 
 def run(name: str, server: Server, days: Sequence[Workload], model: Path) -> list[Day]:
-    """Runs days one after the other, on a server whose prefix cache is emptied before the first.
+    """Runs days one after the other, each on a server whose prefix cache is empty.
+
+    Only ours keeps anything from one day to the next, its prompt cache: of all other systems just
+    the last day is run.
 
     Args:
         model: Folder of the model, for its tokenizer.
@@ -59,24 +61,20 @@ def run(name: str, server: Server, days: Sequence[Workload], model: Path) -> lis
     Raises:
         EngineError: Calls failed.
     """
-    server.reset_prefix_cache()
     if name in FRAMEWORKS:
-        return _run_framework(name, server, days)
+        return [_run_framework(name, server, days[-1])]
     if name == "helium":
         return asyncio.run(_run_helium(server, days, model))
-    return asyncio.run(_run_order(name, server, days))
+    return asyncio.run(_run_order(name, server, days[-1:]))
 
 
-def _run_framework(name: str, server: Server, days: Sequence[Workload]) -> list[Day]:
-    return [_run_framework_day(name, server, day) for day in days]
-
-
-def _run_framework_day(name: str, server: Server, day: Workload) -> Day:
+def _run_framework(name: str, server: Server, day: Workload) -> Day:
     job = {"framework": name, "api": server.api, "model": MODEL, "workflow": job_of(day)}
     with tempfile.TemporaryDirectory() as folder:
         job_path, result_path = Path(folder, "job.json"), Path(folder, "result.json")
         job_path.write_text(json.dumps(job))
-        cpu_s = server.cpu_s()
+        server.reset_prefix_cache()
+        cpu_s, tokens = server.cpu_s(), server.tokens()
         done = subprocess.run(
             [str(ensure("frameworks")), str(_CLIENT), str(job_path), str(result_path)],
             capture_output=True,
@@ -88,7 +86,8 @@ def _run_framework_day(name: str, server: Server, day: Workload) -> Day:
         result = json.loads(result_path.read_text())
     calls = result["calls"]
     answers = {digest: text for _, _, digest, text in calls}
-    return Day(result["elapsed_s"], server.cpu_s() - cpu_s, answers, len(calls))
+    used_s = server.cpu_s() - cpu_s
+    return Day(result["elapsed_s"], used_s, answers, len(calls), server.tokens().since(tokens))
 
 
 class _Recorder:
@@ -100,7 +99,7 @@ class _Recorder:
 
     def forget(self) -> None:
         self.answers: dict[str, str] = {}
-        self.counts = [0, 0, 0, 0]
+        self.num_calls = 0
 
     async def register(self, plan: EnginePlan) -> None:
         await self._engine.register(plan)
@@ -108,12 +107,8 @@ class _Recorder:
     async def call(self, request: ModelCall) -> ModelAnswer:
         answer = await self._engine.call(request)
         self.answers[prompt_digest(request.call.messages)] = answer.texts[0]
-        found = (1, answer.num_prompt_tokens, answer.num_cached_tokens, answer.num_output_tokens)
-        self.counts = [total + one for total, one in zip(self.counts, found, strict=True)]
+        self.num_calls += 1
         return answer
-
-    def day(self, elapsed_s: float, server_cpu_s: float) -> Day:
-        return Day(elapsed_s, server_cpu_s, self.answers, *self.counts)
 
 
 async def _run_days(
@@ -127,10 +122,13 @@ async def _run_days(
     try:
         for day in days:
             recorder.forget()
-            started, cpu_s = time.perf_counter(), server.cpu_s()
+            server.reset_prefix_cache()
+            tokens, cpu_s = server.tokens(), server.cpu_s()
+            started = time.perf_counter()
             await run_one(recorder, day)
-            elapsed_s = time.perf_counter() - started
-            found.append(recorder.day(elapsed_s, server.cpu_s() - cpu_s))
+            elapsed_s, used_s = time.perf_counter() - started, server.cpu_s() - cpu_s
+            tokens = server.tokens().since(tokens)
+            found.append(Day(elapsed_s, used_s, recorder.answers, recorder.num_calls, tokens))
     finally:
         await backend.close()
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -14,7 +15,7 @@ from benchmarks.real_systems import __main__ as real_systems
 from benchmarks.real_systems import framework_client
 from benchmarks.real_systems.environments import PACKAGES, ensure
 from benchmarks.real_systems.jobs import job_of, prompt_digest
-from benchmarks.real_systems.servers import serve
+from benchmarks.real_systems.servers import Tokens, read_tokens, serve
 from benchmarks.real_systems.systems import Day
 from benchmarks.workflows import WORKFLOWS
 from helium.errors import EngineError
@@ -55,7 +56,7 @@ def test_answers_are_compared_by_prompt():
     days = [WORKFLOWS["mapreduce-mmlu"](size=1, scale=0.02)]
     same = {"a": "1", "b": "2"}
     found = {
-        "langgraph": [Day(4.0, 3.0, same, 4), Day(5.0, 3.5, same, 4)],
+        "langgraph": [Day(4.0, 3.0, same, 4, Tokens(90, 70, 30)), Day(5.0, 3.5, same, 4)],
         "agentscope": [Day(6.0, 3.0, {"a": "1", "b": "3", "c": "4"}, 4)],
         "helium": [Day(2.0, 1.5, {"a": "1"}, 1)],
     }
@@ -65,7 +66,66 @@ def test_answers_are_compared_by_prompt():
     assert not result["is_identical"]
     assert rows["langgraph"]["ratio_to_ours"] == 2.0 and rows["langgraph"]["noise_ratio"] == 1.25
     assert rows["langgraph"]["cpu_ratio_to_ours"] == 2.0
-    assert "| langgraph | 4.0 | 1.25 | 2.00 | 2.00 | 4 | 0 |" in real_systems.table(result)
+    row = "| langgraph | 4.0 | 1.25 | 2.00 | 3.0 | 2.00 | 4 | 70 | 30 | 0 |"
+    assert row in real_systems.table(result)
+
+
+def test_a_servers_tokens_are_read_from_its_metrics():
+    labels = 'engine="0",model_name="model"'
+    text = f"""# HELP vllm:prompt_tokens_total Number of prefill tokens processed.
+vllm:prompt_tokens_total{{{labels}}} 1200.0
+vllm:prompt_tokens_by_source_total{{{labels},source="local_compute"}} 900.0
+vllm:prompt_tokens_by_source_total{{{labels},source="local_cache_hit"}} 300.0
+vllm:prompt_tokens_cached_total{{{labels}}} 300.0
+vllm:generation_tokens_total{{{labels}}} 1.5e+03
+"""
+    assert read_tokens(text) == Tokens(1200, 900, 1500)
+    assert read_tokens(text).since(Tokens(200, 100, 500)) == Tokens(1000, 800, 1000)
+    with pytest.raises(EngineError, match="num_output"):
+        read_tokens(text.replace("generation", "other"))
+
+
+def _measured(monkeypatch, *arguments, seconds=0.0):
+    """Returns the systems in the order in which a measurement runs them, workload by workload."""
+    order = []
+
+    def run(system, server, days, model):
+        order.append((days[-1].name, system, server))
+        if system != "dataflow":
+            clock[0] += seconds
+        return [Day(1.0, 1.0, {"a": "1"}, 1)] * len(days)
+
+    @contextmanager
+    def serve(python, model, log, extra):
+        yield "ours" if "--helium" in extra else "stock"
+
+    clock = [0.0]
+    monkeypatch.setattr(real_systems, "run", run)
+    monkeypatch.setattr(real_systems, "serve", serve)
+    monkeypatch.setattr(real_systems.time, "monotonic", lambda: clock[0])
+    options = real_systems._parser().parse_args(arguments)
+    workloads = {
+        name: [WORKFLOWS[name](size=1, scale=0.02)] for name in ("mapreduce-mmlu", "trading-8b")
+    }
+    found = real_systems.measure(workloads, None, None, options)
+    return order[2:], found
+
+
+def test_the_first_system_and_ours_come_first_and_are_repeated(monkeypatch):
+    order, found = _measured(monkeypatch)
+    pairs = [("langgraph", "stock"), ("helium", "ours")]
+    assert [entry[1:] for entry in order[:4]] == pairs * 2
+    assert [entry[1:] for entry in order[-4:]] == pairs * 2
+    assert len(order) == 16 and {entry[2] for entry in order[4:-4]} == {"stock"}
+    assert [len(runs) for runs in found["trading-8b"].values()] == [2, 2, 1, 1, 1, 1]
+
+
+def test_what_would_end_after_the_limit_is_not_started(monkeypatch):
+    order, found = _measured(monkeypatch, "--limit", "69", seconds=10.0)
+    assert len(order) == 6
+    assert [[*runs] for runs in found.values()] == [
+        ["langgraph", "helium", "agentscope", "op_wise"], ["langgraph", "helium"]
+    ]  # fmt: skip
 
 
 def test_a_finished_environment_is_not_made_again(tmp_path, monkeypatch):
