@@ -133,6 +133,8 @@ class Report:
                 seconds = reference["figures"]["makespan_s"]
                 line = f"{entry.name:11} {group.label:24} {ours} {seconds:.1f} s; "
                 lines.append(line + ", ".join(others))
+            if entry.command:
+                lines += self._results.get(entry.name, {}).get("summary", ())
         missing = self._missing()
         lines += [f"not run within the deadline: {len(missing)}"] if missing else []
         lines += [f"FAILED {title}: {reason}" for title, reason in self._failures.items()]
@@ -196,7 +198,8 @@ class Report:
             parts.append(f"### {group.setting.title()}\n\n{markdown(table(results))}")
             factors[group.label] = ratios(results)
         if entry.command and entry.name in self._results:
-            content = json.dumps(self._results[entry.name], indent=1)
+            result = self._results[entry.name]
+            content = json.dumps(result.get("summary", result), indent=1)
             parts.append(f"```json\n{content}\n```\n")
         if any(factors.values()) and plot_ratios(entry.question, factors, plot):
             parts.append(f"![{entry.question}]({plot.name})\n")

@@ -35,8 +35,12 @@ _EVERY_RUN = (
     "helium/plan/text.py",
     "vllm_helium/simulator",
 )
-_WITH_A_PLAN = (*_EVERY_RUN, "helium", "vllm_helium/request.py")
-_OUR_ENGINE = (*_WITH_A_PLAN, "patches", "csrc", "vllm_helium")
+_PLANNED = (
+    *_EVERY_RUN, "helium/cost", "helium/plan", "helium/planner", "helium/templates",
+    "helium/protocol.py", "vllm_helium/request.py",
+)  # fmt: skip
+_OUR_RUNTIME = (*_PLANNED, "helium")
+_OUR_ENGINE = (*_OUR_RUNTIME, "patches", "csrc", "vllm_helium")
 _SUFFIXES = (".py", ".h", ".cpp", ".patch", ".toml")
 _NOT_ON_THE_PATH = ("helium/cli", "helium/explain", "vllm_helium/kernels", "vllm_helium/serving")
 
@@ -147,11 +151,13 @@ def code_digest(paths: tuple[str, ...]) -> str:
 
 
 def _code_of(system: System) -> tuple[str, ...]:
+    code = _EVERY_RUN
     if system.helium is not None:
         code = _OUR_ENGINE
-    else:
-        is_planned = system.has_context or system.order == "plan"
-        code = _WITH_A_PLAN if is_planned else _EVERY_RUN
+    elif system.order == "plan":
+        code = _OUR_RUNTIME
+    elif system.has_context:
+        code = _PLANNED
     return code + (() if system.scheduler_cls is None else _module_of(system.scheduler_cls))
 
 

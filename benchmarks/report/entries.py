@@ -112,7 +112,13 @@ _ENTRIES = (
         "Trading-8b, 16 rows, on one engine and two: every system",
         "Helium, §7, end-to-end workflow",
         (
-            *_trading("1 engine", (*BASELINES, "helium"), rows=16, has_trace=True),
+            # On one engine Parrot's dispatch has nothing to choose: it is the plain dataflow.
+            *_trading(
+                "1 engine",
+                (*(name for name in BASELINES if name != "parrot"), "helium"),
+                rows=16,
+                has_trace=True,
+            ),
             *_trading("2 engines", (*BASELINES, "helium"), rows=16, num_engines=2),
         ),
     ),
@@ -134,7 +140,7 @@ _ENTRIES = (
             Group(
                 f"2x oversubscribed{' distinct' if is_distinct else ''}",
                 Setting("trading-8b", 16, is_distinct, num_blocks=num_blocks, has_trace=True),
-                (*BASELINES, "helium-scheduling-only"),
+                ("langgraph", "langgraph-1024", "lspf", "kvflow", "helium-scheduling-only"),
             )
             for is_distinct, num_blocks in TWICE_OVERSUBSCRIBED.items()
         ),
@@ -155,6 +161,12 @@ _ENTRIES = (
         "Other texts and other answers: Trading-8b, 16 rows, a second seed",
         "ours",
         _trading("seed 1", ("langgraph", "langgraph-1024", "kvflow", "helium"), rows=16, seed=1),
+    ),
+    Entry(
+        "ordinary",
+        "Traffic that knows nothing of workflows, beside stock vLLM",
+        "ours",
+        command=("benchmarks.ordinary_traffic", "--output", "{output}"),
     ),
     Entry(
         "query-wise",
@@ -270,6 +282,8 @@ _ENTRIES = (
 )
 
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-CORE = ("trading", "scheduling", "primitives", "batch-80", "ablation", "seeds", "bounds")
+CORE = (
+    "trading", "scheduling", "primitives", "batch-80", "ordinary", "ablation", "seeds", "bounds",
+)  # fmt: skip
 """What is reported if no entry is named, in order of importance: where time runs out, the last
 ones are left out."""
