@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -154,6 +155,7 @@ def serve(python: Path, model: Path, log: Path, extra: Sequence[str] = ()) -> It
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
     server = Server(f"http://127.0.0.1:{port}", process.pid)
     try:
@@ -161,6 +163,18 @@ def serve(python: Path, model: Path, log: Path, extra: Sequence[str] = ()) -> It
         yield server
     finally:
         _stop(process)
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Has the kernel end this process when its parent ends, however that ends; Linux only.
+
+    For ``preexec_fn``: a server in a session of its own would outlive a program that is killed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _await(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.real_systems.servers import end_with_parent
 from vllm_helium.models.tiny import make_tiny_llama
 
 START_TIMEOUT_S = 240
@@ -54,7 +55,12 @@ def serve(folder: Path, *options: str) -> Server:
     log = folder / "server.log"
     with log.open("w") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env=env, start_new_session=True
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
         )
     server = Server(f"http://127.0.0.1:{port}", "tiny", process, log)
     deadline = time.monotonic() + START_TIMEOUT_S

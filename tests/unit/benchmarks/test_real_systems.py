@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 pytest.importorskip("vllm")
@@ -144,3 +146,23 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path):
         serve(program, tmp_path, tmp_path / "server.log"),
     ):
         pass
+
+
+def test_a_server_ends_with_the_program_that_started_it_however_that_ends():
+    code = (
+        "import subprocess, sys, time\n"
+        "from benchmarks.real_systems.servers import end_with_parent\n"
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "child = subprocess.Popen(sleep, start_new_session=True, preexec_fn=end_with_parent)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    # Whoever adopts it may not reap it; what counts is that it runs no more.
+    deadline = time.monotonic() + 60
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the child goes on"
+        time.sleep(0.05)
