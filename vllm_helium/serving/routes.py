@@ -12,14 +12,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from helium.errors import PlanError
-from helium.protocol import MAX_PLAN_BYTES, decode_engine_plan
+from helium.protocol import MAX_PLAN_BYTES, EnginePlan, decode_engine_plan
 from vllm_helium.integration.engine_rpc import call_engines_async
 from vllm_helium.serving.errors import answering, error_response, read_body
+from vllm_helium.serving.openapi import ERRORS, body_of
 
-router = APIRouter(prefix="/v1/helium", tags=["helium"])
+router = APIRouter(prefix="/v1/helium", tags=["helium"], responses=ERRORS)
 
 
-@router.post("/plans")
+@router.post("/plans", openapi_extra=body_of(EnginePlan))
 @answering
 async def register_plan(raw: Request) -> JSONResponse:
     """Registers an ``EnginePlan`` with every engine; registering it again changes nothing."""

@@ -18,6 +18,7 @@ from helium.optimizer.driver import Switches
 from helium.plan.logical_plan import LogicalPlan
 from helium.runtime import RunError, RunInfo
 from vllm_helium.serving.errors import RouteError, answering, read_body
+from vllm_helium.serving.openapi import ERRORS, body_of
 from vllm_helium.serving.workflow_service import TooManyRuns, WorkflowService
 
 MAX_WORKFLOW_BYTES = 16 << 20
@@ -32,7 +33,7 @@ _FORMATS = {
     "html": HTMLResponse,
 }
 
-router = APIRouter(prefix="/v1/workflows", tags=["workflows"])
+router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=ERRORS)
 
 
 class WorkflowBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +66,7 @@ class RunBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: bool = False
 
 
-@router.post("")
+@router.post("", openapi_extra=body_of(WorkflowBody, plan=LogicalPlan))
 @answering
 async def register_workflow(raw: Request) -> Response:
     """Registers a workflow; registering it again changes nothing."""
@@ -105,7 +106,11 @@ async def delete_workflow(workflow: str, raw: Request) -> Response:
     return JSONResponse({"id": workflow, "object": "workflow", "deleted": True})
 
 
-@router.post("/{workflow}/runs")
+@router.post(
+    "/{workflow}/runs",
+    openapi_extra=body_of(RunBody),
+    responses={HTTPStatus.ACCEPTED: {"description": "The run is under way."}},
+)
 @answering
 async def start_run(workflow: str, raw: Request) -> Response:
     """Starts a run: 202, or 200 with its result where the body says ``wait``."""
