@@ -5,6 +5,7 @@ Everything is checked as it happens, in virtual time, so that equal seeds give e
 * the engine never stands still while calls wait, and every call ends;
 * no ordinary request is overtaken by one that arrived after it;
 * while a tenant has calls waiting, no other tenant is served more than it, but for a few calls;
+* nothing is preempted for blocks that are free or merely leased;
 * no block leaks, and the index stays sound.
 """
 
@@ -51,12 +52,14 @@ class Soak:
         self.digest = self.bench.register(self.plan)
         self.calls: dict[str, list[tuple[str, int]]] = {}
         self.num_idle = self.num_runs = self.num_added = self.num_aborted = self.num_leases = 0
+        self.num_preempted = 0
         self.alive: dict[str, Request] = {}
         self.arrivals: dict[str, int] = {}
         self.served: Counter[Any] = Counter()
         self.served_at_arrival: dict[str, Counter[Any]] = {}
         self.ordinary: list[str] = []
         self._watch_admissions()
+        self._watch_preemptions()
 
     def _make_plan(self) -> EnginePlan:
         return EnginePlan(
@@ -167,6 +170,44 @@ class Soak:
                     f"{request.request_id} of {place.tenant} waited while {tenant} was served "
                     f"{tokens - before[tenant]:.0f} tokens and its own tenant {own:.0f}"
                 )
+
+    def _watch_preemptions(self) -> None:
+        manager = self.scheduler.kv_cache_manager
+        allocate, preempt = manager.allocate_slots, self.scheduler._preempt_request
+        refused: tuple[Request, int] | None = None
+
+        def allocate_and_note(
+            request: Request, num_new_tokens: int, *rest: Any, **more: Any
+        ) -> Any:
+            nonlocal refused
+            blocks = allocate(request, num_new_tokens, *rest, **more)
+            if blocks is None:
+                refused = request, num_new_tokens
+            return blocks
+
+        def preempt_and_check(*rest: Any, **more: Any) -> Any:
+            if refused is None:
+                raise SoakError("a call was preempted though nobody lacked blocks")
+            self._preempted(*refused)
+            return preempt(*rest, **more)
+
+        manager.allocate_slots = allocate_and_note
+        self.scheduler._preempt_request = preempt_and_check
+
+    def _preempted(self, request: Request, num_new_tokens: int) -> None:
+        """Something is preempted for ``request``: leases must have been given up by then."""
+        group = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+        num_held = len(group.req_to_blocks.get(request.request_id, ()))
+        num_tokens = request.num_computed_tokens + num_new_tokens
+        num_needed = -(-num_tokens // self.pool.hash_block_size) - num_held
+        # A lease holds no reference, so that leased blocks are among these.
+        num_free = sum(block.ref_cnt == 0 and not block.is_null for block in self.pool.blocks)
+        if num_needed <= num_free:
+            raise SoakError(
+                f"preempted for {request.request_id}, which needs {num_needed} blocks, while "
+                f"{num_free} are free or merely leased"
+            )
+        self.num_preempted += 1
 
     def check(self) -> None:
         """Raises if the index is not sound or a block is counted wrong."""
