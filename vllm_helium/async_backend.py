@@ -12,7 +12,7 @@ from vllm.inputs import tokens_input
 from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.protocol import EnginePlan
-from helium.runtime.backend import EngineUnavailable, ModelAnswer, ModelCall
+from helium.runtime.backend import EngineGone, EngineUnavailable, ModelAnswer, ModelCall
 from vllm_helium.engine_calls import answer_of, check_model, render, request_params
 from vllm_helium.integration.engine_rpc import call_engines_async
 
@@ -23,14 +23,22 @@ _LONG_PROMPT = 20_000
 class AsyncLLMBackend:
     """Runs calls on an ``AsyncLLM``, which batches them with everything else it serves."""
 
-    def __init__(self, engine_client: Any, models: Any = None) -> None:
+    def __init__(
+        self,
+        engine_client: Any,
+        models: Any = None,
+        when_dead: type[EngineUnavailable | EngineGone] = EngineGone,
+    ) -> None:
         """Starts nothing.
 
         Args:
             models: The server's ``OpenAIServingModels``, which knows aliases and LoRA adapters.
                 Without it calls may name the served model alone.
+            when_dead: What is raised once the engine has died. Where the whole process ends with it
+                and is started again, it is unavailable for now: runs are left off, and go on later.
         """
         self._client = engine_client
+        self._when_dead = when_dead
         self._tokenizer = engine_client.get_tokenizer()
         self._model_config = engine_client.model_config
         self._models = models
@@ -43,7 +51,10 @@ class AsyncLLMBackend:
 
     async def register(self, plan: EnginePlan) -> None:
         if self._has_plans:
-            await call_engines_async(self._client, "register_plan", plan.to_json())
+            try:
+                await call_engines_async(self._client, "register_plan", plan.to_json())
+            except Exception as error:
+                raise self._engine_error(error) from error
 
     async def weights(self) -> str:
         """Names the engines' weights; changes whenever they may have changed in place.
@@ -56,7 +67,7 @@ class AsyncLLMBackend:
         try:
             return " ".join(await call_engines_async(self._client, "weights_revision"))
         except Exception as error:
-            raise EngineError(f"{type(error).__name__}: {error}") from error
+            raise self._engine_error(error) from error
 
     def adapter(self, model: str | None) -> Any:
         """Returns the LoRA adapter that a model's name stands for at present, or ``None``."""
@@ -66,7 +77,7 @@ class AsyncLLMBackend:
         """Answers one call; cancelling it aborts the request.
 
         Raises:
-            EngineUnavailable: The engine is dead; the server is about to end.
+            EngineUnavailable: The engine has died, or ``EngineGone``; see ``when_dead``.
             EngineError: The engine refused or ended it.
         """
         try:
@@ -81,12 +92,14 @@ class AsyncLLMBackend:
         except EngineError:
             raise
         except Exception as error:
-            # Not for good: the run is left off when the server ends, and goes on after a restart.
-            kind = EngineUnavailable if self._client.errored else EngineError
-            raise kind(f"{type(error).__name__}: {error}") from error
+            raise self._engine_error(error) from error
         if last is None:
             raise EngineError("the engine gave no output")
         return answer_of(last)
+
+    def _engine_error(self, error: Exception) -> EngineError:
+        kind = self._when_dead if self._client.errored else EngineError
+        return kind(f"{type(error).__name__}: {error}")
 
     def _adapter(self, call: Call) -> Any:
         """Returns the LoRA adapter a call names, ``None`` for the model itself.

@@ -25,6 +25,7 @@ async def run_workflow(
     Raises:
         WorkflowError: The inputs do not fit the graph.
         RunError: The run id belongs to another request, or the store cannot be used.
+        EngineGone: The engine has died; the run goes on by its id on another engine.
     """
     from vllm_helium.async_backend import AsyncLLMBackend
     from vllm_helium.workflow_run import WorkflowArguments, carry_out

@@ -58,7 +58,7 @@ async def _workflows(
     """Runs workflows for as long as the server serves."""
     from prometheus_client import REGISTRY
 
-    from helium.runtime import PromptCache
+    from helium.runtime import EngineUnavailable, PromptCache
     from helium.templates.tokenizer import TransformersTokenizer
     from vllm_helium.async_backend import AsyncLLMBackend
     from vllm_helium.model_revision import EngineRevisions
@@ -74,7 +74,9 @@ async def _workflows(
         yield
         return
     import_functions(config.functions)
-    backend = AsyncLLMBackend(client, getattr(app.state, "openai_serving_models", None))
+    models = getattr(app.state, "openai_serving_models", None)
+    # The server ends with its engine.
+    backend = AsyncLLMBackend(client, models, when_dead=EngineUnavailable)
     tokenizer = TransformersTokenizer(client.get_tokenizer())
     cache = revisions = None
     if config.prompt_cache:

@@ -21,6 +21,7 @@ from vllm.v1.request import Request
 from helium.errors import PlanError
 from helium.protocol import PlanOperator, WorkflowContext, decode_engine_plan
 from vllm_helium.config import HeliumConfig
+from vllm_helium.integration.engine_process import end_with_front_end
 from vllm_helium.integration.kv_cache_manager import kv_cache_manager_factory
 from vllm_helium.integration.kv_cache_manager_path import is_prewarm
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
@@ -44,6 +45,7 @@ class HeliumMixin:
     """
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        end_with_front_end()
         config = vllm_config.helium_config or HeliumConfig()
         self.kv_cache_manager_cls = kv_cache_manager_factory(
             vllm_config, prefix_cache_options(config)
