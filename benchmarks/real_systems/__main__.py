@@ -44,7 +44,10 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 """Sizes that two cores get through in minutes."""
 
 DEFAULT_SYSTEMS = ("langgraph", "helium", "agentscope", "op_wise", "random", "query_wise")
-"""The first one and ours come first and are repeated at the end, the others run in between."""
+"""The first one and ours come first and are repeated after the others have run."""
+
+SLOW = ("query_wise",)
+"""One call at a time: takes as long as all others together, and is left to the end."""
 
 RESERVE = 1.3
 """How much longer than the longest of its workload a run is expected to take at worst."""
@@ -107,8 +110,9 @@ def measure(
     """
     systems = list(dict.fromkeys(options.system or DEFAULT_SYSTEMS))
     repeated = [name for name in systems if name in (systems[0], "helium")]
-    others = [name for name in systems if name not in repeated]
-    rounds = [repeated, others, *[repeated] * (options.repeats - 1)]
+    slow = [name for name in systems if name in SLOW and name not in repeated]
+    others = [name for name in systems if name not in (*repeated, *slow)]
+    rounds = [repeated, others, *[repeated] * (options.repeats - 1), slow]
     found: dict[str, dict[str, list[Day]]] = {name: {} for name in workloads}
     longest_s = dict.fromkeys(workloads, 0.0)
     block = ["--block-size", str(options.block_size)] if options.block_size else []

@@ -21,7 +21,7 @@ BASELINES = (
 """Without ``query_wise``, which takes a step per token and sequence: it is asked for by entry."""
 
 MAIN = ("langgraph", "lspf", "kvflow", "helium")
-LARGE = ("langgraph", "langgraph-1024", "kvflow", "helium")
+LARGE = ("langgraph", "kvflow", "helium")
 """Where a run takes a minute or more."""
 
 WARM_ONLY = ("helium-no-prune", "helium-no-prompt-cache")
@@ -218,7 +218,7 @@ _ENTRIES = (
         "Helium, §7, Trading by batch size",
         (
             *_trading("80 rows, 1 x", LARGE, rows=80),
-            *_trading("80 rows, 2 x", ("langgraph", "helium"), rows=80, num_engines=2),
+            *_trading("80 rows, 2 x", ("langgraph", "helium"), rows=80, num_engines=2)[:1],
         ),
     ),
     Entry(

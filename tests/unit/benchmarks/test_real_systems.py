@@ -117,8 +117,9 @@ def test_the_first_system_and_ours_come_first_and_are_repeated(monkeypatch):
     order, found = _measured(monkeypatch)
     pairs = [("langgraph", "stock"), ("helium", "ours")]
     assert [entry[1:] for entry in order[:4]] == pairs * 2
-    assert [entry[1:] for entry in order[-4:]] == pairs * 2
-    assert len(order) == 16 and {entry[2] for entry in order[4:-4]} == {"stock"}
+    assert [entry[1:] for entry in order[-6:-2]] == pairs * 2
+    assert [entry[1] for entry in order[-2:]] == ["query_wise"] * 2
+    assert len(order) == 16 and {entry[2] for entry in order[4:-6]} == {"stock"}
     assert [len(runs) for runs in found["trading-8b"].values()] == [2, 2, 1, 1, 1, 1]
 
 
