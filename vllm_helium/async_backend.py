@@ -1,4 +1,8 @@
-"""The backend inside an API server: its ``AsyncLLM``, beside the server's own traffic."""
+"""The backend inside an API server: its ``AsyncLLM``, beside the server's own traffic.
+
+An ``AsyncLLM`` with data parallelism is several engines, of which vLLM takes the least loaded for
+each request. A call of a planned run goes to the rank that it was placed on instead.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ from helium.plan.calls import Call
 from helium.protocol import EnginePlan
 from helium.runtime.backend import EngineGone, EngineUnavailable, ModelAnswer, ModelCall
 from vllm_helium.engine_calls import answer_of, check_model, render, request_params
-from vllm_helium.integration.engine_rpc import call_engines_async
+from vllm_helium.integration.engine_rpc import (
+    call_engine_async,
+    call_engines_async,
+    num_engines,
+)
 
 _LONG_PROMPT = 20_000
 """Characters from which a prompt is tokenized on a thread; shorter ones take under 10 ms."""
@@ -28,6 +36,9 @@ class AsyncLLMBackend:
         engine_client: Any,
         models: Any = None,
         when_dead: type[EngineUnavailable | EngineGone] = EngineGone,
+        *,
+        rank: int | None = None,
+        thread: ThreadPoolExecutor | None = None,
     ) -> None:
         """Starts nothing.
 
@@ -36,7 +47,11 @@ class AsyncLLMBackend:
                 Without it calls may name the served model alone.
             when_dead: What is raised once the engine has died. Where the whole process ends with it
                 and is started again, it is unavailable for now: runs are left off, and go on later.
+            rank: The one of several data-parallel engines that calls go to; ``None`` leaves the
+                choice to vLLM.
+            thread: Renders long prompts; one of its own by default.
         """
+        self._rank = rank
         self._client = engine_client
         self._when_dead = when_dead
         self._tokenizer = engine_client.get_tokenizer()
@@ -45,16 +60,21 @@ class AsyncLLMBackend:
         self._has_plans = engine_client.vllm_config.helium_config is not None
         self._ids = (f"helium-{id(self):x}-{number}" for number in itertools.count())
         # One thread: a Hugging Face tokenizer is not to be used by several at once.
-        self._thread = ThreadPoolExecutor(1, "helium-render")
+        self._thread = thread or ThreadPoolExecutor(1, "helium-render")
         widest = getattr(self._tokenizer, "max_chars_per_token", None)
         self._max_chars = self._model_config.max_model_len * widest if widest else None
 
     async def register(self, plan: EnginePlan) -> None:
-        if self._has_plans:
-            try:
-                await call_engines_async(self._client, "register_plan", plan.to_json())
-            except Exception as error:
-                raise self._engine_error(error) from error
+        if not self._has_plans:
+            return
+        encoded = plan.to_json()
+        try:
+            if self._rank is None:
+                await call_engines_async(self._client, "register_plan", encoded)
+            else:
+                await call_engine_async(self._client, self._rank, "register_plan", encoded)
+        except Exception as error:
+            raise self._engine_error(error) from error
 
     async def weights(self) -> str:
         """Names the engines' weights; changes whenever they may have changed in place.
@@ -86,7 +106,9 @@ class AsyncLLMBackend:
             prompt = tokens_input(token_ids, cache_salt=request.cache_salt)
             params = request_params(request, with_context=self._has_plans)
             last = None
-            stream = self._client.generate(prompt, params, next(self._ids), lora_request=lora)
+            more = {} if self._rank is None else {"data_parallel_rank": self._rank}
+            request_id = next(self._ids)
+            stream = self._client.generate(prompt, params, request_id, lora_request=lora, **more)
             async for output in stream:
                 last = output
         except EngineError:
@@ -130,3 +152,24 @@ class AsyncLLMBackend:
             return render(call, self._tokenizer)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, render, call, self._tokenizer)
+
+
+def async_backends(
+    engine_client: Any,
+    models: Any = None,
+    when_dead: type[EngineUnavailable | EngineGone] = EngineGone,
+) -> list[AsyncLLMBackend]:
+    """Returns a backend for each engine that a run's calls can be placed on.
+
+    Without Helium nothing places calls, so vLLM chooses the engine of each. The arguments are those
+    of ``AsyncLLMBackend``.
+    """
+    count = num_engines(engine_client)
+    if count == 1 or engine_client.vllm_config.helium_config is None:
+        return [AsyncLLMBackend(engine_client, models, when_dead)]
+    # Of one tokenizer, so its prompts are rendered by one thread.
+    thread = ThreadPoolExecutor(1, "helium-render")
+    return [
+        AsyncLLMBackend(engine_client, models, when_dead, rank=rank, thread=thread)
+        for rank in range(count)
+    ]

@@ -1,4 +1,4 @@
-"""One workflow on one engine of this process: what ``LLM`` and ``AsyncLLM`` have in common."""
+"""One workflow on the engines of this process: what ``LLM`` and ``AsyncLLM`` have in common."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class WorkflowArguments(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def carry_out(
-    backend: EngineBackend,
+    backends: EngineBackend | Sequence[EngineBackend],
     vllm_config: Any,
     tokenizer: Any,
     graph: Graph | LogicalPlan,
@@ -83,6 +83,8 @@ async def carry_out(
             f"run {arguments.run!r}: an id needs a store to be found in again; pass store=PATH"
         )
     is_on = vllm_config.helium_config is not None
+    # Data-parallel engines are of one model; each can say what all of them serve.
+    served: Any = backends[0] if isinstance(backends, Sequence) else backends
     switches = arguments.switches or (ALL_ON if is_on else _ALL_OFF)
     options = arguments.options or RuntimeOptions()
     profiles = arguments.profiles
@@ -90,9 +92,9 @@ async def carry_out(
         profiles = ProfileStore(profiles)
     with ExitStack() as opened:
         runtime = Runtime(
-            backend,
+            backends,
             TransformersTokenizer(tokenizer) if is_on else None,
-            revision=EngineRevisions(vllm_config, tokenizer, backend),
+            revision=EngineRevisions(vllm_config, tokenizer, served),
             prompt_cache=_open(opened, PromptCache, arguments.prompt_cache),
             store=_open(opened, RunStore, arguments.store),
             profiles=profiles,

@@ -23,6 +23,8 @@ _OPENAI_FIELDS = (
     "n",
 )
 
+_STATUS_TIMEOUT_S = 10.0
+
 _PASSING = (408, 409, 425, 429)
 """Statuses below 500 of a server that may answer the same request later."""
 
@@ -34,6 +36,8 @@ class HttpBackend:
         base_url: Address up to and including ``/v1``.
         model: Model to ask for where a call names none; ``None`` asks the server for its first.
         timeout_s: Seconds a single call may take.
+        rank: The one of a server's data-parallel engines that plans and calls go to; ``None``
+            leaves the choice to the server.
     """
 
     def __init__(
@@ -43,11 +47,16 @@ class HttpBackend:
         model: str | None = None,
         api_key: str = "none",
         timeout_s: float = 3600.0,
+        rank: int | None = None,
     ) -> None:
         from openai import AsyncOpenAI
 
         self._client: AsyncOpenAI = AsyncOpenAI(
-            base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=0
+            base_url=base_url,
+            api_key=api_key,
+            timeout=timeout_s,
+            max_retries=0,
+            default_headers=None if rank is None else {"X-data-parallel-rank": str(rank)},
         )
         self._base_url = base_url
         self._model = model
@@ -108,9 +117,36 @@ class HttpBackend:
             extra["workflow"] = msgspec.to_builtins(request.context)
         return {"model": model, "extra_body": extra, **arguments}
 
+    async def num_engines(self) -> int:
+        """Asks how many engines the server has; 1 where it does not know or cannot be reached."""
+        from openai import APIError
+
+        try:
+            status = await self._client.get(
+                "/helium/status", cast_to=dict[str, Any], options={"timeout": _STATUS_TIMEOUT_S}
+            )
+        except APIError:
+            return 1
+        engines = status.get("engines") if isinstance(status, dict) else None
+        return len(engines) or 1 if isinstance(engines, list) else 1
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.close()
+
+
+async def http_backends(base_url: str, **arguments: Any) -> list[HttpBackend]:
+    """Returns a backend for each engine of a server, which may have several (data parallel).
+
+    Args:
+        **arguments: Of ``HttpBackend``.
+    """
+    backend = HttpBackend(base_url, **arguments)
+    count = await backend.num_engines()
+    if count == 1:
+        return [backend]
+    await backend.close()
+    return [HttpBackend(base_url, **arguments, rank=rank) for rank in range(count)]
 
 
 def _extra_body(sampling: Sampling) -> dict[str, Any]:

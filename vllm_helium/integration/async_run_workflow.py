@@ -27,10 +27,10 @@ async def run_workflow(
         RunError: The run id belongs to another request, or the store cannot be used.
         EngineGone: The engine has died; the run goes on by its id on another engine.
     """
-    from vllm_helium.async_backend import AsyncLLMBackend
+    from vllm_helium.async_backend import async_backends
     from vllm_helium.workflow_run import WorkflowArguments, carry_out
 
     how = WorkflowArguments(**arguments)
-    backend = AsyncLLMBackend(async_llm)
+    backends = async_backends(async_llm)
     config, tokenizer = async_llm.vllm_config, async_llm.get_tokenizer()
-    return await carry_out(backend, config, tokenizer, graph, inputs, how)
+    return await carry_out(backends, config, tokenizer, graph, inputs, how)

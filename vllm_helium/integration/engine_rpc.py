@@ -21,6 +21,23 @@ async def call_engines_async(engine_client: Any, method: str, *args: Any) -> lis
     return [await core.call_utility_async("helium_rpc", method, *args)]
 
 
+def num_engines(engine_client: Any) -> int:
+    """Returns how many engines an ``AsyncLLM`` sends requests to: its data-parallel ranks."""
+    core = getattr(engine_client, "engine_core", None)
+    return len(getattr(core, "core_engines", ())) or 1
+
+
+async def call_engine_async(engine_client: Any, rank: int, method: str, *args: Any) -> Any:
+    """Calls one of several engines behind an ``AsyncLLM``.
+
+    Args:
+        rank: Below ``num_engines``.
+    """
+    core = engine_client.engine_core
+    engine = core.core_engines[rank]
+    return await core._call_utility_async("helium_rpc", method, *args, engine=engine)
+
+
 def call_engines(llm: Any, method: str, *args: Any) -> list[Any]:
     """Calls the engine behind an ``LLM``, in process or not.
 

@@ -60,7 +60,7 @@ async def _workflows(
 
     from helium.runtime import EngineUnavailable, PromptCache
     from helium.templates.tokenizer import TransformersTokenizer
-    from vllm_helium.async_backend import AsyncLLMBackend
+    from vllm_helium.async_backend import async_backends
     from vllm_helium.model_revision import EngineRevisions
     from vllm_helium.serving.workflow_service import WorkflowService, import_functions
 
@@ -68,7 +68,8 @@ async def _workflows(
     num_servers = getattr(args, "api_server_count", None) or 1
     if num_servers > 1 and not config.state_dir:
         logger.warning(
-            "/v1/workflows is off: %d API servers need a place they share; set --helium-state-dir",
+            "/v1/workflows is off: %d API servers need a place they share; set --helium-state-dir "
+            "or --api-server-count 1",
             num_servers,
         )
         yield
@@ -76,14 +77,14 @@ async def _workflows(
     import_functions(config.functions)
     models = getattr(app.state, "openai_serving_models", None)
     # The server ends with its engine.
-    backend = AsyncLLMBackend(client, models, when_dead=EngineUnavailable)
+    backends = async_backends(client, models, when_dead=EngineUnavailable)
     tokenizer = TransformersTokenizer(client.get_tokenizer())
     cache = revisions = None
     if config.prompt_cache:
         cache = PromptCache(config.prompt_cache, max_bytes=config.prompt_cache_mib << 20)
-        revisions = EngineRevisions(client.vllm_config, client.get_tokenizer(), backend)
+        revisions = EngineRevisions(client.vllm_config, client.get_tokenizer(), backends[0])
     service = WorkflowService(
-        backend, tokenizer, config.state_dir or None, prompt_cache=cache, revision=revisions
+        backends, tokenizer, config.state_dir or None, prompt_cache=cache, revision=revisions
     )
     app.state.helium_workflows = service
     REGISTRY.register(service.metrics)

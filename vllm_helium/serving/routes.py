@@ -13,31 +13,51 @@ from fastapi.responses import JSONResponse
 
 from helium.errors import PlanError
 from helium.protocol import MAX_PLAN_BYTES, EnginePlan, decode_engine_plan
-from vllm_helium.integration.engine_rpc import call_engines_async
+from vllm_helium.integration.engine_rpc import (
+    call_engine_async,
+    call_engines_async,
+    num_engines,
+)
 from vllm_helium.serving.errors import answering, error_response, read_body
 from vllm_helium.serving.openapi import ERRORS, body_of
 
 router = APIRouter(prefix="/v1/helium", tags=["helium"], responses=ERRORS)
 
+RANK_HEADER = "X-data-parallel-rank"
+
 
 @router.post("/plans", openapi_extra=body_of(EnginePlan))
 @answering
 async def register_plan(raw: Request) -> JSONResponse:
-    """Registers an ``EnginePlan`` with every engine; registering it again changes nothing."""
+    """Registers an ``EnginePlan``; registering it again changes nothing.
+
+    Every engine gets it, or the one alone whose rank the header ``X-data-parallel-rank`` names, as
+    upstream's routes do it for requests.
+    """
     try:
         plan = decode_engine_plan(await read_body(raw, MAX_PLAN_BYTES))
     except PlanError as error:
         return error_response(HTTPStatus.BAD_REQUEST, str(error), "plan")
     client = raw.app.state.engine_client
-    answers = await call_engines_async(client, "register_plan", plan.to_json())
-    return JSONResponse(answers[0])
+    rank = raw.headers.get(RANK_HEADER)
+    if rank is None:
+        return JSONResponse((await call_engines_async(client, "register_plan", plan.to_json()))[0])
+    count = num_engines(client)
+    if not (rank.isascii() and rank.isdecimal() and int(rank[:9]) < count):
+        return error_response(
+            HTTPStatus.BAD_REQUEST,
+            f"{RANK_HEADER} is {rank[:20]!r}; expected a number below {count}",
+            RANK_HEADER,
+        )
+    return JSONResponse(await call_engine_async(client, int(rank), "register_plan", plan.to_json()))
 
 
 @router.get("/plans")
 async def list_plans(raw: Request) -> JSONResponse:
-    """Lists the registered plans, most recently used last."""
+    """Lists the plans that any engine has, most recently used last."""
     answers = await call_engines_async(raw.app.state.engine_client, "list_plans")
-    return JSONResponse({"object": "list", "data": answers[0]})
+    plans = {plan["digest"]: plan for engine in answers for plan in engine}
+    return JSONResponse({"object": "list", "data": list(plans.values())})
 
 
 @router.delete("/plans/{digest}")

@@ -1,4 +1,4 @@
-"""The workflows and runs of one API server: a ``Runtime`` on its engine, and what is on disk.
+"""The workflows and runs of one API server: a ``Runtime`` on its engines, and what is on disk.
 
 Runs and workflows are in files, so servers that share a state folder share them: any can list,
 watch and cancel what another one runs. The runtime is each server's own: equal calls in flight are
@@ -11,7 +11,7 @@ import asyncio
 import importlib
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,7 +59,7 @@ class WorkflowService:
 
     def __init__(
         self,
-        backend: EngineBackend,
+        backends: EngineBackend | Sequence[EngineBackend],
         tokenizer: PromptTokenizer | None,
         state_dir: str | Path | None = None,
         *,
@@ -86,7 +86,7 @@ class WorkflowService:
         self._num_submitted = 0
         self._cache = prompt_cache
         self._runtime = Runtime(
-            backend,
+            backends,
             tokenizer,
             store=self.runs,
             functions=functions,

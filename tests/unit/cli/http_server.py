@@ -10,11 +10,17 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.path.endswith("/helium/status") and self.server.num_engines:
+            self._reply(200, {"engines": [{}] * self.server.num_engines})
+            return
         self._reply(200, {"object": "list", "data": [{"id": "served", "object": "model"}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
+        rank = self.headers.get("X-data-parallel-rank")
+        context = body.get("workflow")  # of a call; a plan has its name there
+        server.ranks.append((rank, context["plan"] if isinstance(context, dict) else None))
         if self.path.endswith("/helium/plans"):
             server.plans.append(body)
             self._reply(200 if server.knows_plans else 404, {})
@@ -68,11 +74,15 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serve(port=0):
-    """Serves; ``failures`` are the statuses of the next calls, 0 for an answer."""
+    """Serves; ``failures`` are the statuses of the next calls, 0 for an answer.
+
+    ``ranks`` are those that requests ask for, with the plans that they name.
+    """
     server = Server(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     server.bodies, server.plans, server.failures, server.refused = [], [], [], set()
     server.knows_plans = True
+    server.num_engines, server.ranks = 0, []
     server.gate = threading.Event()
     server.gate.set()
     server.url = f"http://127.0.0.1:{server.server_port}/v1"

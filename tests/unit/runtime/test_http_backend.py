@@ -11,7 +11,7 @@ from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.plan.operators import Sampling
 from helium.runtime import EngineUnavailable, ModelCall, RetryPolicy, Runtime, RuntimeOptions
-from helium.runtime.http_backend import HttpBackend
+from helium.runtime.http_backend import HttpBackend, http_backends
 from helium.templates.tokenizer import WordTokenizer
 from tests.unit.cli.http_server import serve
 
@@ -72,6 +72,37 @@ def test_the_plan_is_registered_first_and_every_call_says_where_it_belongs(serve
 def test_a_server_that_knows_no_plans_serves_all_the_same(server):
     server.knows_plans = False
     assert execute(server, {"question": ["a"]}).outputs == {"out": ["<of <a>>"]}
+
+
+def test_a_server_with_several_engines_is_as_many_and_each_gets_its_plan_and_calls(server):
+    server.num_engines = 2
+
+    async def main():
+        backends = await http_backends(server.url)
+        async with Runtime(backends, WordTokenizer()) as runtime:
+            result = await runtime.run(build(), {"question": [str(row) for row in range(8)]})
+        for backend in backends:
+            await backend.close()
+        return result
+
+    assert len(asyncio.run(main()).outputs["out"]) == 8
+    # Plans name none themselves, so of each rank there is one request without.
+    assert sorted(rank for rank, plan in server.ranks if not plan) == ["0", "1"]
+    calls = [rank for rank, plan in server.ranks if plan]
+    assert len(calls) == 16 and set(calls) == {"0", "1"}
+
+
+@pytest.mark.parametrize("num_engines", [0, 1])
+def test_any_other_server_is_one_engine_and_chooses_by_itself(server, num_engines):
+    server.num_engines = num_engines
+
+    async def main():
+        (backend,) = await http_backends(server.url)
+        await backend.call(chat("hi"))
+        await backend.close()
+
+    asyncio.run(main())
+    assert server.ranks == [(None, None)]
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
