@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from helium.errors import ConfigError
 from helium.runtime import (
@@ -17,8 +18,9 @@ from helium.runtime import (
     Runtime,
     RuntimeOptions,
 )
+from helium.runtime.backend import EngineBackend
 from helium.runtime.data_folder import data_folder
-from helium.runtime.http_backend import HttpBackend
+from helium.runtime.http_backend import http_backends
 from helium.templates.tokenizer import PromptTokenizer, TransformersTokenizer
 
 Parser = argparse.ArgumentParser
@@ -68,20 +70,37 @@ def add_analysis(parser: Parser) -> None:
 
 def add_engines(parser: Parser, *, is_required: bool = True) -> None:
     """Adds the engines and how they are called."""
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group(required=is_required)
+    where.add_argument(
         "--engine",
         metavar="URL",
         action="append",
         default=[],
-        required=is_required,
-        help="address of an OpenAI-compatible server, up to /v1; again for each identical engine",
+        help="address of an OpenAI-compatible server, up to /v1; again for each identical engine; "
+        "one with data parallelism counts as its engines",
     )
-    parser.add_argument("--model", help="model to call; default: the server's first")
+    where.add_argument(
+        "--ray",
+        metavar="N",
+        type=count,
+        help="starts N engines in actors of the Ray cluster of RAY_ADDRESS, or of a local one",
+    )
+    parser.add_argument(
+        "--engine-args",
+        metavar="JSON",
+        type=json_object,
+        default={},
+        help="with --ray: arguments of LLM, and num_cpus, num_gpus, max_restarts of each actor",
+    )
+    parser.add_argument(
+        "--model", help="model to call, default: the server's first; with --ray the model to load"
+    )
     parser.add_argument("--api-key", default="none")
     parser.add_argument(
         "--tokenizer",
         metavar="NAME",
-        help="the model's tokenizer, by folder or name; without it engines are given no schedule",
+        help="the model's tokenizer, by folder or name; without it engines are given no schedule; "
+        "with --ray the model's own by default",
     )
     parser.add_argument("--call-timeout", type=seconds, metavar="S", help="per attempt at a call")
     parser.add_argument("--max-attempts", type=count, metavar="N", default=6, help="per call")
@@ -151,14 +170,11 @@ class Session:
 
     async def __aenter__(self) -> Runtime:
         options = self._options
-        tokenizer = load_tokenizer(options.tokenizer)
+        tokenizer = load_tokenizer(options.tokenizer or (options.model if options.ray else None))
+        self._backends = await _backends(options)
         self._store = RunStore(options.store)
         if self._has_cache:
             self._cache = PromptCache(options.cache, max_bytes=options.cache_bytes)
-        self._backends = [
-            HttpBackend(url.rstrip("/"), model=options.model, api_key=options.api_key)
-            for url in options.engine
-        ]
         self._runtime = Runtime(
             self._backends,
             tokenizer,
@@ -181,6 +197,41 @@ class Session:
         if self._cache is not None:
             self._cache.close()
         self._store.close()
+
+
+class _Engine(EngineBackend, Protocol):
+    async def close(self) -> None: ...
+
+
+async def _backends(options: Options) -> list[_Engine]:
+    """Returns the engines asked for, started where they are ours.
+
+    Raises:
+        ConfigError: Ray is not installed, or the options do not go together.
+        EngineError: An engine did not start.
+    """
+    if options.ray is None:
+        if options.engine_args:
+            raise ConfigError("--engine-args are for engines that are started here; add --ray N")
+        found: list[_Engine] = []
+        for url in options.engine:
+            found += await http_backends(
+                url.rstrip("/"), model=options.model, api_key=options.api_key
+            )
+        return found
+    if options.model is None:
+        raise ConfigError("--ray: name the model that the engines load: --model NAME")
+    try:
+        module: Any = importlib.import_module("vllm_helium.ray_engines")
+    except ImportError as error:
+        raise ConfigError(f"--ray: engines cannot be started here: {error}") from error
+    try:
+        engines: list[_Engine] = module.ray_engines(
+            options.model, options.ray, **options.engine_args
+        )
+    except TypeError as error:
+        raise ConfigError(f"--engine-args: {error}") from error
+    return engines
 
 
 def load_tokenizer(name: str | None) -> PromptTokenizer | None:
@@ -213,4 +264,15 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got {text}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
     return value

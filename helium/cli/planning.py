@@ -43,7 +43,7 @@ def explain(options: Options) -> int:
 def profile(options: Options) -> int:
     """Prints what is known of a workflow's output lengths, after a sample run if asked for."""
     graph, batch = _load(options)
-    if options.engine:
+    if options.engine or options.ray:
         sample = inputs.first_rows(batch, options.rows)
         # Not from the cache: what is known already teaches nothing.
         failures = asyncio.run(_sample(options, graph, sample))

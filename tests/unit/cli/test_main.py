@@ -265,3 +265,55 @@ def test_a_run_in_another_process_is_cancelled_or_interrupted_and_resumed(
     server.gate.set()
     status, out, _ = helium("resume", "r1", "--engine", server.url, "--import", WORKFLOW[:-7])
     assert status == 0 and json.loads(out)["outputs"] == {"final": FINALS}
+
+
+def test_ray_engines_are_started_used_and_ended(helium, data, monkeypatch):
+    from tests.unit.runtime.engines import Engine
+    from vllm_helium import ray_engines
+
+    class Actor(Engine):
+        is_closed = False
+
+        async def close(self):
+            self.is_closed = True
+
+    started = []
+
+    def start(model, num_engines, **arguments):
+        started.append((model, num_engines, arguments))
+        actors.extend(Actor(answer=lambda call: ("said",)) for _ in range(num_engines))
+        return actors
+
+    actors = []
+    monkeypatch.setattr(ray_engines, "ray_engines", start)
+    monkeypatch.setattr("helium.cli.options.load_tokenizer", lambda name: None)
+    where = ("--ray", "2", "--model", "m", "--engine-args", '{{"block_size": 32}}')
+    batch = ("--batch", "{folder}/batch.csv", "--set", "tone=Kindly")
+    status, out, _ = helium("run", WORKFLOW, *batch, *where)
+    assert status == 0 and json.loads(out)["outputs"]["final"] == ["said"] * 3
+    assert started == [("m", 2, {"block_size": 32})]
+    assert len(actors) == 2 and all(actor.is_closed for actor in actors)
+    # Whatever the rows' equal answers make equal is one call.
+    assert sum(len(actor.requests) for actor in actors) >= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ray", "2"), "--model NAME"),
+        (("--engine", "http://127.0.0.1:9/v1", "--engine-args", "{{}}"), None),
+        (("--engine", "http://127.0.0.1:9/v1", "--engine-args", '{{"a": 1}}'), "add --ray N"),
+    ],
+)
+def test_options_of_engines_that_do_not_go_together_are_refused(helium, options, message):
+    arguments = ("--batch", "{folder}/batch.csv", "--set", "tone=Kindly", "--max-attempts", "1")
+    status, _, err = helium("run", WORKFLOW, *arguments, *options)
+    assert (message is None or (status == 1 and message in err)) and "Traceback" not in err
+
+
+def test_where_ray_is_missing_the_command_says_what_to_install(helium, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr("helium.cli.options.load_tokenizer", lambda name: None)
+    arguments = ("--batch", "{folder}/batch.csv", "--set", "tone=Kindly")
+    status, _, err = helium("run", WORKFLOW, *arguments, "--ray", "1", "--model", "m")
+    assert status == 1 and "Ray is not installed" in err and err.count("\n") == 1
