@@ -91,8 +91,10 @@ async def list_workflows(raw: Request) -> Response:
 async def get_workflow(workflow: str, raw: Request) -> Response:
     """Returns a workflow with its plan."""
     service = _service(raw)
-    info = await service.disk(service.workflows.info, workflow)
     plan = await _known_plan(service, workflow)
+    info = await service.disk(service.workflows.info, workflow)
+    if info is None:  # deleted in between
+        raise _unknown_workflow(workflow)
     return JSONResponse(_workflow(info) | {"plan": msgspec.to_builtins(plan)})
 
 

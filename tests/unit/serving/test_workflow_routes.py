@@ -283,6 +283,29 @@ def test_a_small_plan_that_stands_for_endless_work_is_refused(tmp_path, kind):
     run(main())
 
 
+def test_a_workflow_deleted_while_it_is_read_is_unknown(tmp_path, monkeypatch):
+    async def main():
+        async with serving(tmp_path) as client:
+            path = await register(client, graph())
+            store = client.service.workflows
+            plan = store.plan
+
+            def read_and_lose(workflow):
+                found = plan(workflow)
+                store.delete(workflow)
+                return found
+
+            monkeypatch.setattr(store, "plan", read_and_lose)
+            assert (await client.get(path)).status_code == 404
+            # The other way round: registered anew in between.
+            monkeypatch.setattr(store, "plan", plan)
+            await register(client, graph())
+            monkeypatch.setattr(store, "info", lambda workflow: None)
+            assert (await client.get(path)).status_code == 404
+
+    run(main())
+
+
 def test_an_oversized_body_is_413(tmp_path, monkeypatch):
     monkeypatch.setattr(workflow_routes, "MAX_WORKFLOW_BYTES", 100)
 
