@@ -226,6 +226,7 @@ NB_MODULE(_core, m) {
       .def_ro("num_tokens", &Match::num_tokens)
       .def_ro("slots", &Match::slots)
       .def_ro("num_host_tokens", &Match::num_host_tokens)
+      .def_ro("num_pending_tokens", &Match::num_pending_tokens)
       .def_prop_ro("reason", [](const Match& self) { return kReasonNames[int(self.reason)]; })
       .def_ro("miss_token", &Match::miss_token)
       .def_prop_ro("evicted_as",
@@ -295,6 +296,13 @@ NB_MODULE(_core, m) {
           [](PrefixIndex& self, BlockId block) {
             check_block(self, block);
             return self.forget(block);
+          },
+          "block"_a)
+      .def(
+          "forget_partial",
+          [](PrefixIndex& self, BlockId block) {
+            check_block(self, block);
+            return self.forget_partial(block);
           },
           "block"_a)
       .def(

@@ -149,6 +149,11 @@ bool PrefixIndex::forget(BlockId block) {
   return true;
 }
 
+bool PrefixIndex::forget_partial(BlockId block) {
+  const NodeId node = blocks_[block].node;
+  return node != kNone && tree_[node].num_tokens < options_.block_size && forget(block);
+}
+
 void PrefixIndex::forget_below(NodeId top) {
   // Nodes with blocks are below nodes with blocks. Deepest first, so that children go first.
   if (is_device_leaf(top)) return;

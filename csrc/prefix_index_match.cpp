@@ -60,6 +60,11 @@ Match PrefixIndex::match(std::string_view name, TokenSpan tokens, std::int32_t m
         match.blocks.push_back(written_block(written.node));
         match.num_tokens += written.common;
       }
+      const std::int32_t num_pending =
+          num_full + closest.common - match.num_tokens - match.num_host_tokens;
+      if (num_pending > 0 && tree_[closest.node].front != kNone) {
+        match.num_pending_tokens = num_pending;
+      }
     }
   }
   if (match.num_tokens + match.num_host_tokens < max_tokens) {

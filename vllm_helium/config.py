@@ -83,6 +83,19 @@ class HeliumConfig:
         description="Shortest run inside a block worth reusing, in tokens, because a reuse copies "
         "one block; 0 reuses whole blocks only. The default is half of the usual GPU block.",
     )
+    prompt_tails: bool = Field(
+        default=True,
+        description="Whether the last, partial block of a prompt may be reused as soon as it is "
+        "computed, while its request goes on; off: when the request ends.",
+    )
+    hold_tokens: int = Field(
+        default=32,
+        ge=0,
+        le=65_536,
+        description="Prompt tokens for which a waiting request is held a step, because another "
+        "one's prefill computes them right now and they can be copied afterwards; 0 never holds. "
+        "The default is more than a usual GPU block: there, whole blocks are shared without it.",
+    )
     lease_share: float = Field(
         default=0.3,
         ge=0,

@@ -111,6 +111,7 @@ class ShadowConfig:
     num_rows: int = 6
     order: str = "row"
     prefill_tokens: int = 40
+    hold_tokens: int = 4
     num_slots: int = 0
     step_slots: int = 8
 
@@ -130,6 +131,7 @@ class ShadowRun:
             min_partial_tokens=config.min_partial_tokens,
             order=config.order,
             prefill_tokens=config.prefill_tokens,
+            hold_tokens=config.hold_tokens,
             # Host memory as a user gives it: by size.
             host_gib=config.num_slots * block_bytes / 2**30,
             host_step_mib=config.step_slots * block_bytes / 2**20,

@@ -40,6 +40,7 @@ def check_mode(engine_config, is_async, policy, use_v2_runner, num_steps, seed):
     assert all(run.worker.num_copies > 0 for run in runs)
     assert all(sum(run.pool.index.stats()["evicted"].values()) > 0 for run in runs)
     assert all(run.num_cached_tokens > 0 and run.num_aborts > 0 for run in runs)
+    assert all(run.scheduler.holds.num_held > 0 for run in runs)
     for count in ("num_preempted", "num_leases", "num_resets", "num_runs", "num_short_cuts"):
         assert sum(getattr(run, count) for run in runs) > 0
 

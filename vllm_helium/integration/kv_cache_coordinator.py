@@ -51,6 +51,7 @@ class TrtBlockPool(BlockPool):
         block_size = self.hash_block_size
         num_blocks = self.num_gpu_blocks
         self.min_partial_tokens = options.min_partial_tokens or block_size + 1
+        self.caches_prompt_tails = options.prompt_tails
         self.max_leased_blocks = int(options.lease_share * num_blocks)
         self.index = PrefixIndex(
             num_blocks,
@@ -125,6 +126,8 @@ class TrtBlockPool(BlockPool):
         if num_cached_blocks >= num_full_blocks:
             return
         path = request_path(request, block_size, self.plans)
+        # The end of the prompt may be known as a partial block, which answers have filled since.
+        self.index.forget_partial(blocks[num_cached_blocks].block_id)
         self.index.insert(
             blocks[num_cached_blocks - 1].block_id if num_cached_blocks else NO_BLOCK,
             path.namespace,
@@ -137,11 +140,12 @@ class TrtBlockPool(BlockPool):
         )
 
     def cache_tail(self, request: Request, blocks: list[KVCacheBlock], num_tokens: int) -> None:
-        """Indexes the last, partial block of a request that gives its blocks back.
+        """Indexes the last, partial block of a request whose prompt is computed, or that ends.
 
         Args:
             blocks: The request's blocks.
-            num_tokens: Leading tokens whose KV is written by a step that was submitted.
+            num_tokens: Leading tokens whose KV is written by a step that was submitted, or by the
+                one that is being scheduled.
         """
         block_size = self.hash_block_size
         index, rest = divmod(num_tokens, block_size)

@@ -97,6 +97,19 @@ class TrtKVCacheManager(KVCacheManager):
         hit = match.select(pool.blocks)
         return self.create_kv_cache_blocks((hit,)), match.num_tokens, 0
 
+    def pending_tokens(self, request: Request) -> int:
+        """Returns how many more tokens the next step's lookup would find than one in this step.
+
+        Those are tokens that the step being scheduled computes for another request, inside a block.
+        """
+        pool = self.pool
+        if pool is None or not self.prefix_cache_lookup_enabled(request):
+            return 0
+        path = request_path(request, pool.hash_block_size, pool.plans)
+        match = pool.index.match(path.namespace, path.tokens, request.num_tokens - 1, path.labels)
+        num_tokens: int = match.num_pending_tokens
+        return num_tokens
+
     def record_prefix_cache_stats(self, request: Request, num_hits: int) -> None:
         """Called once per admission, when the request holds its slots."""
         super().record_prefix_cache_stats(request, num_hits)
@@ -134,7 +147,30 @@ class TrtKVCacheManager(KVCacheManager):
         group = self._group
         if group is not None and needs_no_block(group, request, num_new_tokens, args, kwargs):
             return self.empty_kv_cache_blocks
-        return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
+        blocks = super().allocate_slots(request, num_new_tokens, *args, **kwargs)
+        if blocks is not None and self._group is not None:
+            self._cache_prompt_tail(request, num_new_tokens, kwargs)
+        return blocks
+
+    def _cache_prompt_tail(
+        self, request: Request, num_new_tokens: int, kwargs: dict[str, Any]
+    ) -> None:
+        """Indexes the last, partial block of a prompt in the step that computes its last token.
+
+        Later steps may copy from it while the request goes on; this one may not, see ``match``.
+        """
+        pool = self.pool
+        if (
+            (num_new_tokens <= 1 and request.status == RequestStatus.RUNNING)  # it decodes
+            or not pool.caches_prompt_tails
+            or kwargs.get("delay_cache_blocks")
+        ):
+            return
+        num_tokens = request.num_computed_tokens + num_new_tokens
+        num_tokens += kwargs.get("num_new_computed_tokens", 0)
+        num_tokens += kwargs.get("num_external_computed_tokens", 0)
+        if num_tokens == request.num_tokens:
+            pool.cache_tail(request, self._group.req_to_blocks[request.request_id], num_tokens)
 
     # --- end of a request ------------------------------------------------------------------------
 

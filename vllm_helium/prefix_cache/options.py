@@ -14,6 +14,8 @@ class PrefixCacheOptions:
     Attributes:
         min_partial_tokens: Shortest run inside a block worth reusing, in tokens; a reuse copies one
             block. ``0`` reuses whole blocks only. The default is half of the usual GPU block.
+        prompt_tails: Whether the last, partial block of a prompt may be copied from once it is
+            computed, instead of once its request has ended.
         lease_share: Largest share of all blocks that leases may hold.
         ordinary_share: Share of all blocks in which ordinary traffic competes by recency alone:
             plans may protect the rest, and what they protect beyond it goes first.
@@ -22,6 +24,7 @@ class PrefixCacheOptions:
     """
 
     min_partial_tokens: int = 8
+    prompt_tails: bool = True
     lease_share: float = 0.3
     ordinary_share: float = 0.2
     max_runs: int = 1024

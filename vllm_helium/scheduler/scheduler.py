@@ -30,6 +30,7 @@ from vllm_helium.scheduler.pacing import step_budget
 from vllm_helium.scheduler.plan_queue import ORDINARY, PLANS, Place, PlanQueue
 from vllm_helium.scheduler.plan_registry import PlanRegistry
 from vllm_helium.scheduler.prewarm import Prewarmer
+from vllm_helium.scheduler.sibling_holds import SiblingHolds
 from vllm_helium.scheduler.victims import select_victim
 
 logger = init_logger(__name__)
@@ -54,6 +55,11 @@ class HeliumMixin:
         self.helium_config: HeliumConfig = config
         self.plans = PlanRegistry(config.max_plans, config.max_plan_mib << 20, self._plan_is_gone)
         self.prewarmer = Prewarmer(self, config, vllm_config)
+        can_hold = getattr(self.kv_cache_manager, "has_tree", False)
+        self.holds = SiblingHolds(
+            config.hold_tokens if can_hold else 0,
+            self.kv_cache_manager.pending_tokens if can_hold else lambda _: 0,
+        )
         self.num_planned_requests = 0
         self.num_unplanned_contexts = 0
         self.num_paced_steps = 0
@@ -144,12 +150,17 @@ class HeliumMixin:
             now = time.time()
             for queue in self._plan_queues:
                 queue.now = now
+        self.holds.step_starts()
         max_tokens = self.max_num_scheduled_tokens
         self.max_num_scheduled_tokens = self._step_budget()
         try:
             return super().schedule(*args, **kwargs)
         finally:
             self.max_num_scheduled_tokens = max_tokens
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        is_ready: bool = super()._handle_blocked_waiting_request(request)
+        return is_ready and not self.holds.is_held(request)
 
     def select_preemption_victim(self, victim: Request) -> Request:
         """Hook ``preemption-victim``: may choose another running request than upstream did."""
@@ -231,6 +242,7 @@ class HeliumMixin:
             "num_paced_steps": self.num_paced_steps,
             "num_planned_requests": self.num_planned_requests,
             "num_unplanned_contexts": self.num_unplanned_contexts,
+            "sibling_holds": self.holds.describe(),
             "prewarm": self.prewarmer.describe(),
             "prefix_cache": self.kv_cache_manager.describe(),
         }
@@ -260,6 +272,7 @@ def prefix_cache_options(config: HeliumConfig) -> PrefixCacheOptions | None:
         return None
     return PrefixCacheOptions(
         min_partial_tokens=config.min_partial_tokens,
+        prompt_tails=config.prompt_tails,
         lease_share=config.lease_share,
         ordinary_share=config.ordinary_share,
         max_runs=config.max_runs,

@@ -50,6 +50,8 @@ struct Match {
   // end inside it. Where there are any, `blocks` has no partial one.
   std::vector<SlotId> slots;
   std::int32_t num_host_tokens = 0;
+  // Tokens beyond all of these that this step computes: a lookup in the next step may find them.
+  std::int32_t num_pending_tokens = 0;
   MissReason reason = MissReason::kNone;
   std::int32_t miss_token = 0;   // where the prompt leaves the cached path
   Place evicted_as = Place::kHeld;
@@ -106,6 +108,8 @@ class PrefixIndex {
   void claim(const std::vector<BlockId>& blocks, const std::vector<TagSegment>& tags);
   // Removes a block, and what only it led to, from the index; held or free as before.
   bool forget(BlockId block);
+  // The same for a block that is indexed as a partial one; returns whether it was.
+  bool forget_partial(BlockId block);
   bool is_indexed(BlockId block) const { return blocks_[block].node != kNone; }
 
   // --- blocks -----------------------------------------------------------------------------------

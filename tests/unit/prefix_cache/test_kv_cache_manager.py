@@ -106,6 +106,41 @@ def test_the_partial_tail_of_a_preempted_request_is_found():
     assert admit(manager, request)[0] == 10
 
 
+def test_the_partial_tail_of_a_prompt_is_found_while_its_request_goes_on():
+    manager = make_manager()
+    first = make_request("a", range(10))
+    admit(manager, first)
+    for token in (60, 61, 62, 63):  # the tail's block fills up and the next one begins
+        second = make_request(f"b{token}", [*range(10), token + 100, 51])
+        assert admit(manager, second)[0] == 10
+        finish(manager, second)
+        first.append_output_token_ids(token)
+        assert manager.allocate_slots(first, 1) is not None
+        first.num_computed_tokens += 1
+        manager.pool.index.check_integrity()
+    finish(manager, first)
+    assert serve(manager, "c", [*range(10), 60, 61, 62, 63, 64])[0] == 14
+    assert manager.block_pool.get_num_free_blocks() == 31
+
+
+def test_a_prompt_in_parts_is_found_to_its_end_only_when_it_is_computed():
+    manager = make_manager()
+    first = make_request("a", range(10))
+    admit(manager, first, num_tokens=7)
+    assert admit(manager, make_request("b", [*range(10), 50]))[0] == 4
+    manager.new_step_starts()
+    assert manager.allocate_slots(first, 3) is not None
+    first.num_computed_tokens = 10
+    assert admit(manager, make_request("c", [*range(10), 51]))[0] == 10
+    manager.pool.index.check_integrity()
+
+
+def test_without_prompt_tails_a_running_prompt_is_shared_in_whole_blocks():
+    manager = make_manager(options=PrefixCacheOptions(min_partial_tokens=2, prompt_tails=False))
+    admit(manager, make_request("a", range(10)))
+    assert admit(manager, make_request("b", [*range(10), 50, 51]))[0] == 8
+
+
 def test_blocks_a_preempted_step_never_wrote_are_not_found():
     manager = make_manager()
     request = make_request("a", range(16))

@@ -117,6 +117,28 @@ def test_partial_match_never_reads_what_the_same_step_writes(index):
     assert lookup(index, [1, 2, 3, 9]).num_tokens == 3
 
 
+@pytest.mark.parametrize(("shared", "pending"), [(6, 2), (5, 0), (4, 0), (8, 0), (7, 3)])
+def test_a_match_tells_what_the_next_step_will_find(index, shared, pending):
+    prompt = array("i", range(8))
+    blocks = index.evict(2)
+    index.insert(NO_BLOCK, b"", prompt, 8, 0, blocks)
+    asked = [*range(shared), *range(90, 98 - shared)]
+    now = lookup(index, asked)
+    assert (now.num_tokens, now.num_pending_tokens) == (shared // BLOCK * BLOCK, pending)
+    index.advance(0.0)
+    later = lookup(index, asked)
+    assert (later.num_tokens, later.num_pending_tokens) == (now.num_tokens + pending, 0)
+
+
+def test_only_a_partial_block_is_forgotten_as_one(index):
+    whole, partial = cache(index, range(6), keep=True)
+    assert not index.forget_partial(whole)
+    assert index.forget_partial(partial)
+    assert not index.forget_partial(partial)
+    assert lookup(index, range(6)).num_tokens == 4
+    index.release([partial, whole])
+
+
 def test_partial_match_prefers_a_written_block_over_a_duplicate_of_the_same_step(index):
     written = cache(index, [1, 2, 3, 4], keep=True)
     duplicate = index.evict(1)
