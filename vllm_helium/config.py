@@ -30,6 +30,14 @@ class HeliumConfig:
         "'plan' follows the registered plans' ranks alone; 'fcfs' is upstream's first come, first "
         "served.",
     )
+    stage_rows: int = Field(
+        default=2,
+        ge=0,
+        le=1 << 20,
+        description="Rows by which a call goes ahead in the order 'row' for each call on the "
+        "longest chain that waits for it, so that the last rows' chains do not begin so late that "
+        "nothing else is left to run beside them; 0 goes strictly row after row.",
+    )
     prefill_tokens: int = Field(
         default=640,
         ge=0,

@@ -91,6 +91,7 @@ SYSTEMS: Mapping[str, System] = {
         System("helium-no-prompt-cache", **{**_OURS, "has_prompt_cache": False}),
         System("helium-no-order", **{**_OURS, "helium": {"order": "fcfs"}}),
         System("helium-order-by-rank", **{**_OURS, "helium": {"order": "plan"}}),
+        System("helium-strict-rows", **{**_OURS, "helium": {"stage_rows": 0}}),
         System("helium-no-pacing", **{**_OURS, "helium": {"prefill_tokens": 0}}),
         System("helium-no-fair-share", **{**_OURS, "helium": {"fair_share": False}}),
         System("helium-no-victims", **{**_OURS, "helium": {"victims": "last"}}),
@@ -101,6 +102,10 @@ SYSTEMS: Mapping[str, System] = {
             **{**_OURS, "helium": {"prewarm": False, "lease_share": 0.0}},
         ),
         System("helium-no-partial", **{**_OURS, "helium": {"min_partial_tokens": 0}}),
+        System(
+            "helium-no-prompt-tails",
+            **{**_OURS, "helium": {"prompt_tails": False, "hold_tokens": 0}},
+        ),
         System("helium-stock-index", **{**_OURS, "helium": {"prefix_index": "stock"}}),
         System("helium-no-plan", **{**_OURS, "has_context": False}),
         System("helium-on-stock", **{**_OURS, "has_context": False, "helium": None}),

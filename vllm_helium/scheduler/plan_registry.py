@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,6 +21,7 @@ class RegisteredPlan:
     plan: EnginePlan
     operators: dict[str, PlanOperator]
     num_bytes: int
+    stages_to_go: dict[str, int]
     _runs: dict[str, list[Run]] = field(default_factory=dict)
 
     def runs(self, operator: PlanOperator) -> list[Run]:
@@ -30,6 +31,28 @@ class RegisteredPlan:
             nodes = (self.plan.templates[index] for index in operator.template)
             runs = self._runs[operator.name] = [_run(node) for node in nodes]
         return runs
+
+
+def stages_to_go(operators: Iterable[PlanOperator]) -> dict[str, int]:
+    """Per operator, the operators on the longest chain that reads it; O(operators + reads).
+
+    Operators of other engines do not count; those that wait for each other, which no planner sends,
+    have a number all the same.
+    """
+    reads = {operator.name: set(operator.reads) for operator in operators}
+    num_readers = Counter(name for names in reads.values() for name in names)
+    stages = dict.fromkeys(reads, 0)
+    ready = [name for name in reads if not num_readers[name]]
+    while ready:
+        reader = ready.pop()
+        for name in reads[reader]:
+            num_readers[name] -= 1
+            if name not in stages:
+                continue
+            stages[name] = max(stages[name], stages[reader] + 1)
+            if not num_readers[name]:
+                ready.append(name)
+    return stages
 
 
 def _run(node: TemplateNode) -> Run:
@@ -71,7 +94,8 @@ class PlanRegistry:
             self._plans.move_to_end(digest)
             return digest
         operators = {operator.name: operator for operator in plan.operators}
-        entry = RegisteredPlan(plan, operators, len(plan.to_json()))
+        stages = stages_to_go(plan.operators)
+        entry = RegisteredPlan(plan, operators, len(plan.to_json()), stages)
         self._plans[digest] = entry
         self.num_bytes += entry.num_bytes
         while len(self._plans) > 1 and (
@@ -96,6 +120,10 @@ class PlanRegistry:
             return None
         self._plans.move_to_end(context.plan)
         return entry.operators.get(context.operator)
+
+    def stages_to_go(self, context: WorkflowContext) -> int:
+        """Calls on the longest chain that waits for a call of a known plan and operator."""
+        return self._plans[context.plan].stages_to_go[context.operator]
 
     def plan(self, digest: str) -> EnginePlan:
         """Returns a known plan."""

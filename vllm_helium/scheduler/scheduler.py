@@ -102,7 +102,7 @@ class HeliumMixin:
         """Reads the request's context and looks it up; a hint that fails is only reported."""
         params = request.sampling_params
         request.helium = None
-        request.helium_place = Place(ORDINARY, ORDINARY, (0, 0), request.num_prompt_tokens)
+        request.helium_place = Place(ORDINARY, ORDINARY, (0, 0, 0), request.num_prompt_tokens)
         if is_prewarm(request):
             return
         context = read_context(params.extra_args) if params is not None else None
@@ -127,10 +127,14 @@ class HeliumMixin:
     ) -> Place:
         config = self.helium_config
         rank = operator.rank if context.rank is None else context.rank
+        position = (rank, context.row, 0)
+        if config.order == "row":
+            lead = config.stage_rows * self.plans.stages_to_go(context)
+            position = (context.row - lead, context.row, rank)
         return Place(
             run=(request.cache_salt, context.plan, context.run) if config.fair_share else PLANS,
             tenant=("tenant", request.cache_salt) if config.fair_share else PLANS,
-            position=(context.row, rank) if config.order == "row" else (rank, context.row),
+            position=position,
             num_tokens=request.num_prompt_tokens + operator.output_tokens,
         )
 

@@ -1,7 +1,7 @@
 """The engine's plan registry: idempotent, bounded, least recently used first out."""
 
 from helium.protocol import EnginePlan, PlanOperator, WorkflowContext
-from vllm_helium.scheduler.plan_registry import PlanRegistry
+from vllm_helium.scheduler.plan_registry import PlanRegistry, stages_to_go
 
 
 def make_plan(name: str) -> EnginePlan:
@@ -53,3 +53,23 @@ def test_whoever_needs_to_is_told_of_every_plan_that_goes():
     registry.drop(second)
     registry.drop(second)
     assert told == [first, second]
+
+
+def operators(**reads: tuple[str, ...]) -> list[PlanOperator]:
+    return [PlanOperator(name=name, rank=0, reads=names) for name, names in reads.items()]
+
+
+def test_the_longest_chain_that_waits_for_an_operator_is_counted_in_stages():
+    diamond = operators(a=(), b=("a",), c=("b", "a", "a"), d=("a", "c"), lone=())
+    assert stages_to_go(diamond) == {"a": 3, "b": 2, "c": 1, "d": 0, "lone": 0}
+    assert stages_to_go(reversed(diamond)) == stages_to_go(diamond)
+
+
+def test_chains_that_lead_elsewhere_or_nowhere_are_counted_all_the_same():
+    assert stages_to_go(operators(a=("on another engine",), b=("a",))) == {"a": 1, "b": 0}
+    assert set(stages_to_go(operators(a=("b",), b=("a",), c=("a",)))) == {"a", "b", "c"}
+
+
+def test_a_long_chain_takes_no_recursion():
+    chain = {f"o{number}": (f"o{number - 1}",) for number in range(20_000)}
+    assert stages_to_go(operators(**chain))["o0"] == 19_999
