@@ -102,11 +102,15 @@ class LLMBackend:
 
         def run() -> None:
             try:
+                if self._closed_because is not None:
+                    raise self._closed_because
                 future.set_result(work())
             except Exception as error:
                 future.set_exception(error)
 
         self._inbox.put(run)
+        if self._closed_because is not None:
+            self._answer_late_calls()
         return await asyncio.wrap_future(future)
 
     def _serve(self) -> None:

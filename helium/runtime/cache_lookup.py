@@ -105,8 +105,8 @@ class CacheLookup:
         loop = asyncio.get_running_loop()
         stored_at = loop.time()
         while self._questions or self._answers:
-            of = await self._ask_engines()
             if self._questions:
+                of = await self._ask_engines()
                 asked = self._questions[:_MAX_QUESTIONS]
                 del self._questions[:_MAX_QUESTIONS]
                 entries = await loop.run_in_executor(self._thread, self._look_up, asked, of)
@@ -115,8 +115,6 @@ class CacheLookup:
                     if entry is not None:
                         answer = ModelAnswer(entry.outputs, num_output_tokens=entry.num_tokens)
                     question.found(question.asker, answer)
-            elif not self._answers:
-                continue  # the dispatcher was closed meanwhile
             is_due = loop.time() - stored_at > _MAX_ANSWER_AGE_S
             if self._answers and (
                 is_due or not self._questions or len(self._answers) >= _MAX_ANSWERS

@@ -275,6 +275,8 @@ def test_a_closed_backend_ends_every_call(llm):
             await task
         with pytest.raises(EngineError, match="closed"):
             await backend.call(request_of("y", max_tokens=2))
+        with pytest.raises(EngineError, match="closed"):
+            await backend.weights()
 
     asyncio.run(main())
 

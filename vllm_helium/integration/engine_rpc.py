@@ -6,19 +6,33 @@ Arguments and results are plain msgpack values.
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from helium.errors import EngineError
 
+_T = TypeVar("_T")
+
+_LOOK_S = 1.0
+"""Pause between two looks whether the engine that is waited for is still alive."""
+
 
 async def call_engines_async(engine_client: Any, method: str, *args: Any) -> list[Any]:
-    """Calls every engine behind an ``AsyncLLM``; one result per engine."""
+    """Calls every engine behind an ``AsyncLLM``; one result per engine.
+
+    Raises:
+        EngineError: An engine died before it answered.
+    """
     core = engine_client.engine_core
     call_all = getattr(core, "call_utility_all_async", None)
     if call_all is not None:
-        results: list[Any] = await call_all("helium_rpc", method, *args)
+        results: list[Any] = await _unless_dead(
+            engine_client, call_all("helium_rpc", method, *args)
+        )
         return results
-    return [await core.call_utility_async("helium_rpc", method, *args)]
+    answer = core.call_utility_async("helium_rpc", method, *args)
+    return [await _unless_dead(engine_client, answer)]
 
 
 def num_engines(engine_client: Any) -> int:
@@ -32,10 +46,27 @@ async def call_engine_async(engine_client: Any, rank: int, method: str, *args: A
 
     Args:
         rank: Below ``num_engines``.
+
+    Raises:
+        EngineError: The engine died before it answered.
     """
     core = engine_client.engine_core
     engine = core.core_engines[rank]
-    return await core._call_utility_async("helium_rpc", method, *args, engine=engine)
+    answer = core._call_utility_async("helium_rpc", method, *args, engine=engine)
+    return await _unless_dead(engine_client, answer)
+
+
+async def _unless_dead(engine_client: Any, answer: Awaitable[_T]) -> _T:
+    """Waits for an answer that never comes if the engine dies: upstream keeps it waiting."""
+    waiting = asyncio.ensure_future(answer)
+    try:
+        while not (await asyncio.wait((waiting,), timeout=_LOOK_S))[0]:
+            if engine_client.errored:
+                raise EngineError("the engine died before it answered")
+    except BaseException:
+        waiting.cancel()
+        raise
+    return waiting.result()
 
 
 def call_engines(llm: Any, method: str, *args: Any) -> list[Any]:
