@@ -30,6 +30,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
 from tests.property.shadow_worker import VOCAB, ShadowError, ShadowWorker
 from vllm_helium.config import HeliumConfig
+from vllm_helium.integration import kv_cache_manager
 from vllm_helium.integration.engine_config import set_host_tier
 from vllm_helium.request import write_context
 from vllm_helium.scheduler.scheduler import HeliumAsyncScheduler, HeliumScheduler
@@ -341,7 +342,10 @@ class ShadowRun:
     def _allocate_checked(self, request: Request, num_new_tokens: int, **kwargs: Any) -> Any:
         """Where our manager says that nothing is to be done, upstream's must find the same."""
         manager = self.manager
-        if self.num_steps % 8 == 0 and manager._needs_no_block(request, num_new_tokens, (), kwargs):
+        [group] = manager.coordinator.single_type_managers
+        if self.num_steps % 8 == 0 and kv_cache_manager.needs_no_block(
+            group, request, num_new_tokens, (), kwargs
+        ):
             self.num_short_cuts += 1
             before = self._slots_of(request)
             blocks = KVCacheManager.allocate_slots(manager, request, num_new_tokens, **kwargs)

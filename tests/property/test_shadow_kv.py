@@ -9,7 +9,7 @@ import pytest
 from helium.errors import CacheError
 from tests.property.shadow_kv import ShadowConfig, ShadowRun
 from tests.property.shadow_worker import ShadowError
-from vllm_helium.integration import kv_cache_manager_path
+from vllm_helium.integration import kv_cache_manager, kv_cache_manager_path
 from vllm_helium.integration.kv_cache_coordinator import TrtBlockPool
 from vllm_helium.integration.kv_cache_manager import TrtKVCacheManager
 from vllm_helium.prefix_cache.plan_uses import PlanUses
@@ -163,20 +163,19 @@ def survive_a_reset(patch):
 
 
 def forget_that_a_block_fills_up(patch):
-    needs_no_block = TrtKVCacheManager._needs_no_block
+    needs_no_block = kv_cache_manager.needs_no_block
 
-    def while_there_are_slots(self, request, num_new_tokens, args, kwargs):
-        [group] = self.coordinator.single_type_managers
+    def while_there_are_slots(group, request, num_new_tokens, args, kwargs):
         known = group.num_cached_block.get(request.request_id)
         try:
             if known is not None:
                 group.num_cached_block[request.request_id] = 1 << 20
-            return needs_no_block(self, request, num_new_tokens, args, kwargs)
+            return needs_no_block(group, request, num_new_tokens, args, kwargs)
         finally:
             if known is not None:
                 group.num_cached_block[request.request_id] = known
 
-    patch.setattr(TrtKVCacheManager, "_needs_no_block", while_there_are_slots)
+    patch.setattr(kv_cache_manager, "needs_no_block", while_there_are_slots)
 
 
 @pytest.mark.parametrize(
