@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.workflows import mapreduce
 from helium.errors import EngineError
-from helium.runtime import EngineGone, RetryPolicy, Runtime, RuntimeOptions
+from helium.runtime import EngineGone, RetryPolicy, RunStore, Runtime, RuntimeOptions
 from helium.templates.tokenizer import TransformersTokenizer
 from tests.in_process_engine import in_process_llm
 from tests.integration.conftest import FAST_ENGINE_ARGUMENTS, FAST_ENGINE_ENVIRONMENT
@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 ARGUMENTS = FAST_ENGINE_ARGUMENTS | {"kv_cache_memory_bytes": 32 << 20}
 WORKLOAD = mapreduce.build_mmlu(6, scale=0.2, max_tokens=12)
+NUM_CALLS = 6 * 8
+"""Seven of the fourteen experts are distinct."""
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +149,32 @@ def test_an_engine_that_does_not_start_says_why(tmp_path, ray):
 
     with pytest.raises(EngineError, match=r"(?s)did not start: .*config\.json"):
         ray_engines(tmp_path, 1, **ARGUMENTS)
+
+
+def test_a_run_whose_only_actor_died_goes_on_with_another_one(tiny_model, ray, expected, tmp_path):
+    import transformers
+
+    tokenizer = TransformersTokenizer(transformers.AutoTokenizer.from_pretrained(tiny_model))
+    answers = []
+
+    async def sitting(engine, resume):
+        with contextlib.closing(RunStore(tmp_path / "runs.db")) as store:
+            async with Runtime(
+                engine, tokenizer, store=store, options=RuntimeOptions(max_open_calls=4)
+            ) as runtime:
+                if resume:
+                    run = await runtime.resume("r")
+                else:
+                    run = await runtime.submit(WORKLOAD.graph, WORKLOAD.batch, run="r")
+                try:
+                    return await run.result()
+                finally:
+                    answers.append(engine.num_answers)
+
+    with two_engines(tiny_model) as (first, second):
+        with pytest.raises(EngineGone):
+            asyncio.run(sitting(Watched(first, kill_at=8), resume=False))
+        result = asyncio.run(sitting(Watched(second), resume=True))
+    assert result.failures == [] and result.outputs == expected
+    # What the first one answered is not asked again.
+    assert 0 < answers[0] < 8 and sum(answers) == NUM_CALLS
