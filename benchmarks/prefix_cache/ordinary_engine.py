@@ -2,9 +2,9 @@
 
 Usage: python -m benchmarks.prefix_cache.ordinary_engine SETTING.json  (started by ordinary_replay)
 
-Reads a line per replay from standard input and answers each with a line of JSON. A fixed number of
-users converse without pauses, so which step computes what depends on no clock: replays by one
-system differ in time alone.
+Reads a line per turn from standard input, serves a few steps and answers with a line of JSON. A
+fixed number of users converse without pauses, so which step computes what depends on no clock:
+replays by one system differ in time alone, and time stands still while it is another's turn.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ ENVIRONMENT = {
 BLOCK_SIZE = 32
 MAX_MODEL_LEN = 2_048
 NUM_USERS = 16
+STEPS_PER_TURN = 25
 
 
 class EngineArm:
@@ -57,11 +59,16 @@ class EngineArm:
         )
         self._answer()  # it is up
 
-    def replay(self) -> dict[str, Any]:
-        """Serves all conversations from an empty cache."""
+    def turn(self) -> dict[str, Any] | None:
+        """Serves ``STEPS_PER_TURN`` more steps of the replay, the first from an empty cache.
+
+        Returns:
+            What ``_Engine.replay`` gives once all conversations have ended; the next turn begins
+            another replay.
+        """
         assert self._process.stdin is not None
-        print("replay", file=self._process.stdin, flush=True)
-        return self._answer()
+        print("turn", file=self._process.stdin, flush=True)
+        return self._answer() or None
 
     def close(self) -> None:
         """Ends the process."""
@@ -83,8 +90,12 @@ def main() -> None:
     setting = json.loads(Path(sys.argv[1]).read_text())
     engine = _Engine(setting)
     print("{}", flush=True)
+    replay = engine.replay()
     for _ in sys.stdin:
-        print(json.dumps(engine.replay()), flush=True)
+        report = next(replay)
+        if report:
+            replay = engine.replay()
+        print(json.dumps(report), flush=True)
     engine.close()
 
 
@@ -100,8 +111,7 @@ class _User:
 @dataclass
 class _Pending:
     user: _User
-    wall_s: float
-    cpu_s: float
+    first_step: int
 
 
 class _Engine:
@@ -132,49 +142,58 @@ class _Engine:
     def close(self) -> None:
         self._engine.engine_core.shutdown()
 
-    def replay(self) -> dict[str, Any]:
+    def replay(self) -> Iterator[dict[str, Any]]:
+        """Serves all conversations from an empty cache; pauses with an empty dict.
+
+        The last dict has, by step, seconds on the wall (``wall_s``) and of CPU (``cpu_s``), what is
+        asked after it included, and by call its first and its last step (``calls``).
+        """
         assert self._llm.reset_prefix_cache(), "the cache is in use"
         gc.collect()
         gc.freeze()
         waiting = deque(self._traffic)
         pending: dict[str, _Pending] = {}
-        figures = {"calls": 0, "prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0}
-        num_evictions, num_steps = self._num_evictions(), 0
-        wall_latencies, cpu_latencies = [], []
+        counts = {"calls": 0, "prompt_tokens": 0, "cached_tokens": 0, "output_tokens": 0}
+        num_evictions = self._num_evictions()
+        times: dict[str, list[float]] = {"wall_s": [], "cpu_s": []}
+        calls: list[tuple[int, int]] = []
         answers: dict[str, list[int]] = {}
-        start_s, start_cpu_s = time.perf_counter(), time.process_time()
         for _ in range(NUM_USERS):
-            self._next(waiting, None, pending)
-        while pending:
-            outputs = self._engine.step()
-            num_steps += 1
-            for output in outputs:
+            self._next(waiting, None, pending, 0)
+        for step in itertools.count():
+            if step and step % STEPS_PER_TURN == 0:
+                yield {}
+            start_s, start_cpu_s = time.perf_counter(), time.process_time()
+            for output in self._engine.step():
                 if not output.finished:
                     continue
                 call = pending.pop(output.request_id)
-                wall_latencies.append(time.perf_counter() - call.wall_s)
-                cpu_latencies.append(time.process_time() - call.cpu_s)
+                calls.append((call.first_step, step))
                 answer = list(output.outputs[0].token_ids)
                 answers[f"{call.user.conversation.number}/{call.user.turn}"] = answer
-                figures["calls"] += 1
-                figures["prompt_tokens"] += len(output.prompt_token_ids)
-                figures["cached_tokens"] += output.num_cached_tokens or 0
-                figures["output_tokens"] += len(answer)
+                counts["calls"] += 1
+                counts["prompt_tokens"] += len(output.prompt_token_ids)
+                counts["cached_tokens"] += output.num_cached_tokens or 0
+                counts["output_tokens"] += len(answer)
                 call.user.history += answer
-                self._next(waiting, call.user, pending)
-        wall_s, cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-        figures |= {"steps": num_steps, "evictions": self._num_evictions() - num_evictions}
-        return {
-            "counts": figures,
-            "answers": hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest(),
-            "wall_s": wall_s,
-            "cpu_s": cpu_s,
-            "wall_latencies_s": wall_latencies,
-            "cpu_latencies_s": cpu_latencies,
+                self._next(waiting, call.user, pending, step + 1)
+            times["wall_s"].append(time.perf_counter() - start_s)
+            times["cpu_s"].append(time.process_time() - start_cpu_s)
+            if not pending:
+                break
+        counts |= {
+            "steps": len(times["wall_s"]),
+            "evictions": self._num_evictions() - num_evictions,
         }
+        answers_digest = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
+        yield times | {"counts": counts, "calls": calls, "answers": answers_digest}
 
     def _next(
-        self, waiting: deque[Conversation], user: _User | None, pending: dict[str, _Pending]
+        self,
+        waiting: deque[Conversation],
+        user: _User | None,
+        pending: dict[str, _Pending],
+        step: int,
     ) -> None:
         """Asks a user's next question, or the first of the next conversation."""
         from vllm import SamplingParams
@@ -189,7 +208,7 @@ class _Engine:
         user.history += turn.question
         name = turn_ids(self._ids, user.conversation.number, user.turn)
         params = SamplingParams(temperature=0.0, max_tokens=turn.answer_tokens, ignore_eos=True)
-        pending[name] = _Pending(user, time.perf_counter(), time.process_time())
+        pending[name] = _Pending(user, step)
         self._engine.add_request(name, {"prompt_token_ids": list(user.history)}, params)
 
 

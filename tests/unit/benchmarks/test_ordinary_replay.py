@@ -56,6 +56,22 @@ def test_a_ratio_is_taken_inside_a_round_so_that_a_slow_round_does_not_count():
     assert ratios == {"helium": 1.1, "stock_again": 1.0}
 
 
+def test_a_step_of_the_engine_has_the_median_of_its_times():
+    replays = [
+        {"wall_s": [1.0, 2.0], "cpu_s": [0.5, 1.0]},
+        {"wall_s": [9.0, 2.0], "cpu_s": [0.5, 1.0]},
+        {"wall_s": [1.0, 8.0], "cpu_s": [0.5, 1.0]},
+    ]
+    for replay in replays:
+        replay |= {"calls": [(0, 0), (0, 1), (1, 1)], "counts": {"output_tokens": 6}}
+    assert ordinary_replay.engine_figures(replays) == {
+        "throughput_wall": 2.0,
+        "p99_wall_latency_s": 3.0,
+        "throughput_cpu": 4.0,
+        "p99_cpu_latency_s": 1.5,
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "ratio", "is_broken"),
     [
