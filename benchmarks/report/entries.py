@@ -127,8 +127,9 @@ _ENTRIES = (
         "What every switch is worth, Trading-8b, 16 rows",
         "Helium, §7, ablation",
         (
-            *_trading("as published", ("helium", *ABLATIONS), rows=16)[:1],
-            *_trading("all", ("helium", *SWITCHES_OF_THE_ENGINE), rows=16)[1:],
+            # With the trace, as in "trading": our own run is then the same one.
+            *_trading("as published", ("helium", *ABLATIONS), rows=16, has_trace=True)[:1],
+            *_trading("all", ("helium", *SWITCHES_OF_THE_ENGINE), rows=16, has_trace=True)[1:],
             *_trading("day 2", ("langgraph", "helium", *WARM_ONLY), rows=16, is_warm=True)[:1],
         ),
     ),
