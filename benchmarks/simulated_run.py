@@ -39,6 +39,7 @@ class Setting:
         num_rounds: Of a workflow's debates; ``None`` for the workflow's own number.
         is_serial: A device whose arithmetic and memory traffic do not overlap.
         data: Folder of real data sets, instead of synthetic rows.
+        link_bandwidth: To host memory, bytes/s each direction; ``None`` for the device's own.
     """
 
     workflow: str
@@ -56,6 +57,7 @@ class Setting:
     num_rounds: int | None = None
     is_serial: bool = False
     data: str | None = None
+    link_bandwidth: float | None = None
 
     def title(self) -> str:
         """Returns one line for people."""
@@ -69,6 +71,7 @@ class Setting:
         parts += ["real data"] if self.data else []
         parts += [f"seed {self.seed}"] if self.seed else []
         parts += [f"texts x {self.scale:g}"] if self.scale != 1 else []
+        parts += [f"link {self.link_bandwidth / 1e9:g} GB/s"] if self.link_bandwidth else []
         return ", ".join(parts)
 
     @property
@@ -120,6 +123,9 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
         ConfigError: Setting and system do not fit each other.
     """
     cost = replace(RooflineModel.preset(setting.device, setting.model), is_serial=setting.is_serial)
+    if setting.link_bandwidth is not None:
+        device = replace(cost.device, link_bandwidth=setting.link_bandwidth)
+        cost = replace(cost, device=device)
     helium = False if system.helium is None else dict(system.helium) or True
     options = EngineOptions(
         num_blocks=setting.num_blocks,

@@ -1,0 +1,1 @@
+"""What a host tier is worth, in virtual time."""
