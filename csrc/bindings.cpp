@@ -394,8 +394,6 @@ NB_MODULE(_core, m) {
             return self.prefetch(view(name), argument.span(), max_blocks, to_labels(labels));
           },
           "namespace"_a, "tokens"_a, "max_blocks"_a, "labels"_a = PyLabels())
-      .def("num_host_only", &PrefixIndex::num_host_only, "tag"_a)
-      .def("prefetch_tag", &PrefixIndex::prefetch_tag, "tag"_a, "max_blocks"_a)
       .def(
           "take_moves",
           [](PrefixIndex& self) {

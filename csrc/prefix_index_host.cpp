@@ -152,7 +152,7 @@ void PrefixIndex::settle_prefetch(BlockId block, bool is_used) {
   ++(is_used ? stats_.num_prefetches_used : stats_.num_prefetches_wasted);
 }
 
-bool PrefixIndex::prefetch_node(NodeId id, bool is_demanded) {
+bool PrefixIndex::prefetch_node(NodeId id) {
   const BlockId victim = queue_.victim(num_protected_ > options_.max_protected_blocks);
   if (victim == kNone) return false;
   const Place place = queue_.place(victim);
@@ -168,8 +168,6 @@ bool PrefixIndex::prefetch_node(NodeId id, bool is_demanded) {
       // Only for what is needed before it.
       if (wanted != Place::kNextUse && wanted != Place::kLeased) return false;
       if (wanted == Place::kNextUse && tags_.order(its) >= tags_.order(mine)) return false;
-    } else if (place == Place::kRecent && !is_demanded && worth(wanted) <= worth(place)) {
-      return false;
     }
   }
   const SlotId slot = tree_[id].slot;
@@ -189,34 +187,10 @@ std::int32_t PrefixIndex::prefetch(std::string_view name, TokenSpan tokens,
   std::int32_t num_loaded = 0;
   walk(name, tokens, tokens.size / options_.block_size, labels, [&](NodeId id) {
     if (tree_[id].front != kNone) return true;
-    if (num_loaded >= max_blocks || !prefetch_node(id, /*is_demanded=*/true)) return false;
+    if (num_loaded >= max_blocks || !prefetch_node(id)) return false;
     ++num_loaded;
     return true;
   });
-  if (num_loaded > 0) enforce_lease_budget();
-  return num_loaded;
-}
-
-std::int32_t PrefixIndex::prefetch_tag(TagId tag, std::int32_t max_blocks) {
-  if (num_host_only(tag) == 0) return 0;
-  std::int32_t num_loaded = 0;
-  std::vector<NodeId> path;
-  for (SlotId slot = 0; slot < host_.size() && num_loaded < max_blocks; ++slot) {
-    const NodeId wanted = host_.node(slot);
-    if (wanted == kNone || tree_[wanted].tag != tag || tree_[wanted].front != kNone) continue;
-    path.clear();
-    for (NodeId id = wanted; !tree_[id].is_root && tree_[id].front == kNone;) {
-      path.push_back(id);
-      host_.lock(tree_[id].slot);  // room for one of them must not cost another
-      id = tree_[id].parent;
-    }
-    for (; !path.empty() && num_loaded < max_blocks; ++num_loaded, path.pop_back()) {
-      if (!prefetch_node(path.back(), /*is_demanded=*/false)) {
-        if (num_loaded > 0) enforce_lease_budget();
-        return num_loaded;
-      }
-    }
-  }
   if (num_loaded > 0) enforce_lease_budget();
   return num_loaded;
 }

@@ -186,10 +186,18 @@ class HeliumConfig:
         description="Shortest run of blocks worth loading from the host tier instead of computing "
         "it again.",
     )
+    host_link_gbps: float = Field(
+        default=25.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="GB/s that the link to host memory moves in one direction, for the estimates "
+        "that choose between loading and computing, and between waiting and being waited for. The "
+        "default is what a PCIe 4 x16 link reaches.",
+    )
     host_prefetch: bool = Field(
-        default=False,
-        description="Bring blocks back from the host tier before the calls that read them, as the "
-        "plans say.",
+        default=True,
+        description="Bring the prefix of the next waiting request back from the host tier beside "
+        "the running step, before the request is admitted.",
     )
 
     def finalize(self, vllm_config: VllmConfig) -> None:

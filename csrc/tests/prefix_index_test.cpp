@@ -161,9 +161,7 @@ class Driver {
   }
 
   void prefetch() {
-    if (pick(2) == 0) {
-      num_prefetches += index_.prefetch_tag(index_.tag(pick(3), 1 + pick(2), pick(4) - 1), 1 + pick(6));
-    } else if (!texts_.empty()) {
+    if (!texts_.empty()) {
       const std::vector<Token>& text = texts_[pick(int(texts_.size()))];
       const TokenSpan span{text.data(), std::int32_t(text.size())};
       num_prefetches += index_.prefetch(pick(4) == 0 ? "salt" : "", span, 1 + pick(6), {});

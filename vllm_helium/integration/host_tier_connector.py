@@ -115,7 +115,10 @@ class HeliumHostTier(KVConnectorBase_V1, SupportsHMA):
             self._tier.load(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        return HostTierMetadata(StepMoves() if self._tier is None else self._tier.take_moves())
+        if self._tier is None:
+            return HostTierMetadata(StepMoves())
+        self._tier.step_scheduled(scheduler_output.num_scheduled_tokens)
+        return HostTierMetadata(self._tier.take_moves())
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, None]:
         return False, None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
 from vllm_helium.integration.kv_cache_manager_path import RequestPath, known_path
+from vllm_helium.tiering.costs import StepCosts
+from vllm_helium.tiering.figures import TierFigures
 from vllm_helium.tiering.moves import StepMoves
 from vllm_helium.tiering.options import HostTierOptions
 from vllm_helium.tiering.prefetch import Prefetcher, WaitingPrefix
@@ -25,14 +28,28 @@ class HostTier:
 
     Args:
         pool: The block pool, whose index knows both tiers.
+        clock: Seconds, monotonic; steps are timed with it.
+        num_running: Tells how many requests hold blocks.
     """
 
-    def __init__(self, pool: TrtBlockPool, options: HostTierOptions) -> None:
+    def __init__(
+        self,
+        pool: TrtBlockPool,
+        options: HostTierOptions,
+        *,
+        clock: Callable[[], float],
+        num_running: Callable[[], int],
+    ) -> None:
         self._pool = pool
         self._options = options
+        self._clock = clock
+        self._num_running = num_running
         self._prefetcher = Prefetcher(pool.index, options.max_step_blocks)
         self._num_loaded = 0
-        self.num_waits = 0
+        # Requests that asked in this step and were not admitted (yet), the next one first.
+        self._refused: dict[str, RequestPath] = {}
+        self.costs = StepCosts(options.load_s)
+        self.figures = TierFigures()
 
     def num_loadable_tokens(self, request: Request, num_device_tokens: int) -> int | None:
         """Tokens to load behind the device's, or ``None`` where the request had better wait.
@@ -50,22 +67,34 @@ class HostTier:
             return 0
         if num_slots < self._options.min_load_blocks:
             return 0
+        if not self.costs.is_load_cheaper(num_slots, match.num_host_tokens):
+            self.figures.num_recomputed_blocks += num_slots
+            return 0
+        self._refused[request.request_id] = path
         if self._must_wait(path, num_slots):
             return None
         self._pool.index.lock_slots(match.slots)
         return int(match.num_host_tokens)
 
     def _must_wait(self, path: RequestPath, num_slots: int) -> bool:
-        """Whether a load would hold running requests up for longer than one step may."""
-        if self._num_loaded + num_slots <= self._options.max_step_blocks or self._is_idle():
+        """Whether the request had better wait for a step.
+
+        Either its load would hold running requests up for longer than one step may, or its blocks
+        come in beside the step that runs meanwhile, at less cost than all of them waiting for it.
+        """
+        if self._is_idle():
+            return False
+        is_long = self._num_loaded + num_slots > self._options.max_step_blocks
+        if not is_long and not (
+            self._options.has_prefetch
+            and path.num_waits == 0
+            and self.costs.is_wait_cheaper(num_slots, self._num_running())
+        ):
             return False
         if path.num_waits >= MAX_WAITS:
             return False
         path.num_waits += 1
-        self.num_waits += 1
-        if self._options.has_prefetch and num_slots > self._options.max_step_blocks:
-            # Too long for any step: bring it in beside the running ones.
-            self._prefetcher.want(WaitingPrefix(path.namespace, path.tokens, path.labels))
+        self.figures.num_waits += 1
         return True
 
     def _is_idle(self) -> bool:
@@ -81,22 +110,35 @@ class HostTier:
         slots = path.match.slots[: -(-num_tokens // size)]
         self._pool.index.load(block_ids[first : first + len(slots)], slots)
         self._num_loaded += len(slots)
+        self._refused.pop(request.request_id, None)
+        self.figures.saved_s += self.costs.saved_s(len(slots), num_tokens)
 
-    def call_started(self, request: Request) -> None:
-        """A call was admitted: what the plan reads after it may come back meanwhile."""
-        if self._options.has_prefetch:
-            self._prefetcher.expect(self._pool.plans.call_started(getattr(request, "helium", None)))
+    def step_scheduled(self, num_scheduled_tokens: dict[str, int]) -> None:
+        """Notes what a step computes, by request; its time is learnt with the next one."""
+        counts = num_scheduled_tokens.values()
+        self.costs.step_scheduled(
+            self._clock(), sum(counts), sum(count for count in counts if count > 1)
+        )
 
     def take_moves(self) -> StepMoves:
         """Ends a step's scheduling: adds prefetches, hands over all moves."""
-        if self._options.has_prefetch:
-            self._prefetcher.run(self._num_loaded)
+        if self._options.has_prefetch and self._refused:
+            waiting = [
+                WaitingPrefix(path.namespace, path.tokens, path.labels)
+                for path in self._refused.values()
+            ]
+            self._prefetcher.run(waiting, self._num_loaded)
+        self._refused.clear()
         self._num_loaded = 0
-        return StepMoves(*self._pool.index.take_moves())
+        moves = StepMoves(*self._pool.index.take_moves())
+        num_beyond_staging = len(moves.stores[0]) - self._options.num_staged_blocks
+        self.figures.num_waited_blocks += len(moves.loads[0]) + max(0, num_beyond_staging)
+        return moves
 
     def describe(self) -> dict[str, Any]:
-        """Counts for the status report."""
-        return {"num_host_waits": self.num_waits}
+        """Counts and estimates for the status report."""
+        index = self._pool.index.stats()["host"]
+        return {"host_tier": self.figures.describe(index, self._options.block_bytes)}
 
 
 def host_tier_options(helium_config: Any, kv_cache_config: KVCacheConfig) -> HostTierOptions:
@@ -110,6 +152,7 @@ def host_tier_options(helium_config: Any, kv_cache_config: KVCacheConfig) -> Hos
         helium_config.host_step_mib * 2**20,
         block_bytes(kv_cache_config),
         min_load_blocks=helium_config.host_min_load_blocks,
+        link_bytes_per_s=helium_config.host_link_gbps * 1e9,
         has_prefetch=helium_config.host_prefetch,
     )
 

@@ -62,7 +62,12 @@ class TrtKVCacheManager(KVCacheManager):
         self._group = self.coordinator.single_type_managers[0] if self.pool is not None else None
         self.host_tier: HostTier | None = None
         if self.pool is not None and self.pool.host_tier_options.num_slots:
-            self.host_tier = HostTier(self.pool, self.pool.host_tier_options)
+            self.host_tier = HostTier(
+                self.pool,
+                self.pool.host_tier_options,
+                clock=lambda: self.clock(),
+                num_running=lambda: len(self._group.req_to_blocks),
+            )
         self.clock = clock
         self.misses = MissCounts()
 
@@ -122,8 +127,6 @@ class TrtKVCacheManager(KVCacheManager):
             stats = request.prefill_stats
             if stats is not None and stats.helium is not None:
                 stats.helium["prefix_cache"] = describe_match(path.match, request.num_tokens)
-        if self.host_tier is not None:
-            self.host_tier.call_started(request)
         path.match = None
         if num_hit_blocks := num_hits // self.pool.hash_block_size:
             blocks = self._group.req_to_blocks[request.request_id][:num_hit_blocks]

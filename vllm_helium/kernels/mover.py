@@ -30,9 +30,16 @@ Path = Literal["staged", "mapped"]
 
 @dataclass(frozen=True)
 class Transfer:
-    """A transfer on its way; ``event`` is ``None`` where it was over at once."""
+    """A transfer on its way; both events are ``None`` where it was over at once.
+
+    Attributes:
+        event: When all bytes have arrived.
+        read_event: When nothing more is read from the blocks, which may then be written: earlier
+            than ``event`` for a staged store.
+    """
 
     event: torch.cuda.Event | None
+    read_event: torch.cuda.Event | None = None
 
     def done(self) -> bool:
         """Whether all bytes have arrived; never waits."""
@@ -42,6 +49,12 @@ class Transfer:
         """Makes later work on a stream, by default the current one, wait; the host does not."""
         if self.event is not None:
             self.event.wait(stream or torch.cuda.current_stream())
+
+    def wait_until_read(self) -> None:
+        """Makes later work on the current stream wait until a store's blocks may be written."""
+        event = self.read_event or self.event
+        if event is not None:
+            event.wait(torch.cuda.current_stream())
 
 
 class BlockMover:
@@ -91,6 +104,11 @@ class BlockMover:
         """
         return self._transfer(block_ids, host, rows, gather_blocks, to_host=True)
 
+    def wait_for(self, transfer: Transfer) -> None:
+        """Makes later transfers of this mover wait for one of another mover."""
+        if self._stream is not None:
+            transfer.wait_on(self._stream)
+
     def load(self, host: torch.Tensor, rows: Sequence[int], block_ids: Sequence[int]) -> Transfer:
         """Copies host rows back to blocks; arguments and errors as in `store`.
 
@@ -107,6 +125,7 @@ class BlockMover:
         to_host: bool,
     ) -> Transfer:
         self._check(block_ids, host, rows)
+        read_event = None
         with self._after_current_stream():
             for first, last in self._chunks(rows):
                 chunk = block_ids[first:last]
@@ -116,6 +135,8 @@ class BlockMover:
                 staged = self._staging[: last - first]
                 if to_host:
                     move(self.kv, chunk, staged)
+                    if self._stream is not None:
+                        read_event = self._stream.record_event()
                 for start, end in _consecutive(rows[first:last]):
                     row = rows[first + start]
                     pair = (host[row : row + end - start], staged[start:end])
@@ -123,7 +144,8 @@ class BlockMover:
                     target.copy_(source, non_blocking=True)
                 if not to_host:
                     move(self.kv, chunk, staged)
-            return Transfer(None if self._stream is None else self._stream.record_event())
+            event = None if self._stream is None else self._stream.record_event()
+            return Transfer(event, read_event)
 
     def _chunks(self, rows: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Cuts a batch: to what staging holds, or without staging to consecutive host rows."""

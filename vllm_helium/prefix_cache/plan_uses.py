@@ -57,10 +57,6 @@ class PlanUses:
         self._known_static: set[int] = set()
         self.is_closed = False
         self._continuations = self._find_continuations()
-        self._dependents: dict[str, list[str]] = {}
-        for operator in sorted(plan.operators, key=lambda operator: operator.rank):
-            for name in operator.reads:
-                self._dependents.setdefault(name, []).append(operator.name)
 
     def _find_continuations(self) -> dict[int, int]:
         """Per leaf, the one row-dependent node below it: where a later call reads its output."""
@@ -113,21 +109,6 @@ class PlanUses:
                 if readers is not None:
                     readers.discard(operator.name)
             self._update(node, context.row)
-
-    def tags_after(self, context: WorkflowContext) -> list[int]:
-        """Tags of what the calls that read this call's output will read beside it, known ones."""
-        tags: list[int] = []
-        for name in self._dependents.get(context.operator, ()):
-            if self._remaining[name] <= 0 or (name, context.row) in self._ended:
-                continue
-            for node in self._operators[name].template:
-                if self._is_static[node]:
-                    is_known = node in self._known_static
-                else:
-                    is_known = (node, context.row) in self._row_readers
-                if is_known:
-                    tags.append(self._tag(node, context.row))
-        return list(dict.fromkeys(tags))
 
     def tag_of(self, node: int, row: int) -> int:
         """Tag of a template node (of all rows where it is static), to lease its blocks."""
@@ -250,11 +231,6 @@ class PlanUsesRegistry:
         self._ended[key] = None
         if len(self._ended) > self._max_runs:
             self._ended.popitem(last=False)
-
-    def call_started(self, context: WorkflowContext | None) -> list[int]:
-        """Returns what calls after one that starts will read; see ``PlanUses.tags_after``."""
-        uses = self.run(context)
-        return uses.tags_after(context) if uses is not None and context is not None else []
 
     def describe(self) -> dict[str, int]:
         """Counts for the status report."""

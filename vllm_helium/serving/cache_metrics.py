@@ -53,13 +53,13 @@ class CacheMetrics(Collector):
         """Yields one family per metric; called by Prometheus, on any thread."""
         engines = [(str(engine), answer) for engine, answer in enumerate(self._engines)]
         yield from _operator_metrics(engines)
-        yield from _tree_metrics(
-            [
-                (engine, answer["prefix_cache"])
-                for engine, answer in engines
-                if answer["prefix_cache"]["index"] == "tree"
-            ]
-        )
+        caches = [
+            (engine, answer["prefix_cache"])
+            for engine, answer in engines
+            if answer["prefix_cache"]["index"] == "tree"
+        ]
+        yield from _tree_metrics(caches)
+        yield from _host_tier_metrics([entry for entry in caches if "host_tier" in entry[1]])
 
 
 class RefreshBeforeScrape:
@@ -119,3 +119,40 @@ def _tree_metrics(caches: list[tuple[str, dict[str, Any]]]) -> Iterator[Metric]:
     yield leases
     yield blocks
     yield evictions
+
+
+def _host_tier_metrics(caches: list[tuple[str, dict[str, Any]]]) -> Iterator[Metric]:
+    labels = ["engine", "direction", "reason"]
+    blocks = CounterMetricFamily(
+        _PREFIX + "host_blocks", "Blocks moved to and from host memory.", labels=labels
+    )
+    moved = CounterMetricFamily(
+        _PREFIX + "host_bytes", "Bytes moved to and from host memory, per worker.", labels=labels
+    )
+    prefetches = CounterMetricFamily(
+        _PREFIX + "host_prefetches",
+        "Prefetched blocks that were used, or given up unused.",
+        labels=["engine", "outcome"],
+    )
+    overlap = GaugeMetricFamily(
+        _PREFIX + "host_overlap_ratio",
+        "Share of the moved blocks that no step waited for.",
+        labels=["engine"],
+    )
+    saved = GaugeMetricFamily(
+        _PREFIX + "host_saved_seconds",
+        "Estimated seconds of computing saved by loads, the link's time taken off.",
+        labels=["engine"],
+    )
+    for engine, cache in caches:
+        tier, index = cache["host_tier"], cache["host"]
+        for family, values in ((blocks, tier["moved_blocks"]), (moved, tier["moved_bytes"])):
+            for direction, counts in values.items():
+                for reason, count in counts.items():
+                    family.add_metric([engine, direction, reason], count)
+        for outcome in ("used", "wasted"):
+            prefetches.add_metric([engine, outcome], index[f"num_prefetches_{outcome}"])
+        overlap.add_metric([engine], tier["overlap_ratio"])
+        saved.add_metric([engine], tier["saved_s"])
+    if caches:
+        yield from (blocks, moved, prefetches, overlap, saved)

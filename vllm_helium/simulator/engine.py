@@ -108,7 +108,11 @@ class SimulatedEngine:
         self._num_evictions = count_evictions(self.scheduler)
         shorten_decode_steps(self.scheduler)
         block_bytes = cost.shape.kv_bytes_per_token * options.block_size
-        self.link = HostLink(cost.device.link_bandwidth, block_bytes)
+        self.link = HostLink(
+            cost.device.link_bandwidth,
+            block_bytes,
+            cost.device.bandwidth * cost.device.bandwidth_ratio,
+        )
         self._under_way: dict[str, _Call] = {}
         self._steps: deque[_Step] = deque()
         self._device_free_s = 0.0

@@ -3,8 +3,9 @@
 Each direction has the device's link bandwidth to itself. What the engine's connector asks for is
 charged as the workers do it:
 
-- this fork's: a step stores, then loads, then computes; prefetches run beside it and are done
-  before the next step begins;
+- this fork's: a step gathers what it stores into device memory, loads, then computes; what was
+  gathered goes to the host beside it, as prefetches come in, which are done before the next step
+  begins. More than fits the staging memory holds the step up for as long as the link takes;
 - vLLM's simple CPU offload: stores and loads run beside the steps; a request waits until its load
   is reported with the first step that ends after it.
 """
@@ -22,6 +23,7 @@ from vllm.v1.simple_kv_offload.metadata import (
 )
 
 from vllm_helium.integration.host_tier_connector import HostTierMetadata
+from vllm_helium.tiering.options import STORE_STAGING_BYTES
 
 
 @dataclass(slots=True)
@@ -55,10 +57,12 @@ class HostLink:
     Attributes:
         bytes_per_s: Of each direction.
         block_bytes: One block of all layers.
+        copy_bytes_per_s: Bytes the device reads or writes in its own memory.
     """
 
     bytes_per_s: float
     block_bytes: int
+    copy_bytes_per_s: float = 2.5e12
     figures: LinkFigures = field(default_factory=LinkFigures)
     _to_host_free_s: float = 0.0
     _to_device_free_s: float = 0.0
@@ -86,15 +90,33 @@ class HostLink:
     def _start_ours(self, metadata: HostTierMetadata, start_s: float) -> float:
         moves, figures = metadata.moves, self.figures
         begin_s = max(start_s, self._prefetched_s)
-        stored_s = begin_s + self._seconds(len(moves.stores[0]))
-        loaded_s = stored_s + self._seconds(len(moves.loads[0]))
+        gathered_s = self._store(len(moves.stores[0]), begin_s)
+        loaded_s = gathered_s
+        if moves.loads[0]:
+            is_stored = bool(set(moves.loads[1]) & set(moves.stores[1]))
+            loaded_s = max(loaded_s, self._to_host_free_s if is_stored else 0.0)
+            loaded_s += self._seconds(len(moves.loads[0]))
         if moves.prefetches[0]:
-            self._prefetched_s = loaded_s + self._seconds(len(moves.prefetches[0]))
+            is_stored = bool(set(moves.prefetches[1]) & set(moves.stores[1]))
+            from_s = max(loaded_s, self._to_host_free_s if is_stored else 0.0)
+            self._prefetched_s = from_s + self._seconds(len(moves.prefetches[0]))
         figures.num_stored_blocks += len(moves.stores[0])
         figures.num_loaded_blocks += len(moves.loads[0])
         figures.num_prefetched_blocks += len(moves.prefetches[0])
         figures.delay_s += loaded_s - start_s
         return loaded_s
+
+    def _store(self, num_blocks: int, begin_s: float) -> float:
+        """Returns when the blocks of a step's stores may be overwritten."""
+        if not num_blocks:
+            return begin_s
+        # The staging memory is one, and its last content may be on its way yet.
+        gathered_s = max(begin_s, self._to_host_free_s)
+        gathered_s += 2 * num_blocks * self.block_bytes / self.copy_bytes_per_s
+        num_staged = min(num_blocks, max(1, STORE_STAGING_BYTES // self.block_bytes))
+        gathered_s += self._seconds(num_blocks - num_staged)
+        self._to_host_free_s = gathered_s + self._seconds(num_staged)
+        return gathered_s
 
     def _start_upstreams(self, metadata: SimpleCPUOffloadMetadata, start_s: float) -> None:
         if metadata.store_event != INVALID_JOB_ID:

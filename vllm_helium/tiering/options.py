@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from helium.errors import ConfigError
+
+STORE_STAGING_BYTES = 256 * 1024 * 1024
+"""Device memory into which a step's stores are gathered, so that it may overwrite their blocks at
+once: what one step of 640 prompt tokens evicts from an 8B model's cache, twice over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +23,16 @@ class HostTierOptions:
             once where nothing else runs.
         min_load_blocks: Shortest run worth loading instead of computing it again.
         has_prefetch: Whether blocks come back ahead of their requests.
+        block_bytes: One block of all layers on one worker.
+        link_bytes_per_s: What the link moves in one direction, for estimates.
     """
 
     num_slots: int = 0
     max_step_blocks: int = 256
     min_load_blocks: int = 1
     has_prefetch: bool = True
+    block_bytes: int = 1
+    link_bytes_per_s: float = 25e9
 
     def __post_init__(self) -> None:
         for name, low in (("num_slots", 0), ("max_step_blocks", 1), ("min_load_blocks", 1)):
@@ -31,9 +40,19 @@ class HostTierOptions:
             if value < low:
                 raise ConfigError(f"host tier: `{name}` must be {low} or more, got {value!r}")
 
+    @property
+    def load_s(self) -> float:
+        """Seconds that the link takes for a block."""
+        return self.block_bytes / self.link_bytes_per_s
+
+    @property
+    def num_staged_blocks(self) -> int:
+        """Blocks a step stores without making the step wait for the link."""
+        return max(1, STORE_STAGING_BYTES // self.block_bytes)
+
     @classmethod
     def of_sizes(
-        cls, host_bytes: float, step_bytes: float, block_bytes: int, **options: int | bool
+        cls, host_bytes: float, step_bytes: float, block_bytes: int, **options: Any
     ) -> HostTierOptions:
         """Turns sizes into numbers of blocks.
 
@@ -52,5 +71,8 @@ class HostTierOptions:
                 "or set 0 to turn the host tier off"
             )
         return cls(
-            num_slots=num_slots, max_step_blocks=max(1, int(step_bytes // block_bytes)), **options
+            num_slots=num_slots,
+            max_step_blocks=max(1, int(step_bytes // block_bytes)),
+            block_bytes=block_bytes,
+            **options,
         )

@@ -130,12 +130,6 @@ class PrefixIndex {
   // plan, at most `max_blocks` of them; returns how many. Call it after the step's last lookup.
   std::int32_t prefetch(std::string_view name, TokenSpan tokens, std::int32_t max_blocks,
                         const std::vector<BlockLabel>& labels);
-  // The same for everything of a tag, parents first.
-  std::int32_t prefetch_tag(TagId tag, std::int32_t max_blocks);
-  // Nodes of a tag that only the host holds; 0 for a tag that is gone.
-  std::int32_t num_host_only(TagId tag) const {
-    return tags_.contains(tag) ? tags_[tag].num_nodes - tags_[tag].num_device_nodes : 0;
-  }
   // Hands over what is to be copied in this step.
   Moves take_moves();
   std::vector<BlockId> free_blocks() const { return queue_.free_blocks(); }
@@ -235,7 +229,7 @@ class PrefixIndex {
   void order_tag(TagId tag);
   void cancel_moves_to(BlockId block);
   void settle_prefetch(BlockId block, bool is_used);
-  bool prefetch_node(NodeId node, bool is_demanded);
+  bool prefetch_node(NodeId node);
   void check_host() const;
 
   static TagId tag_for(const std::vector<TagSegment>& tags, std::int32_t end, std::size_t& cursor);

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest, make_asgi_app
 from vllm_helium.bounded_series import OTHER
 from vllm_helium.prefix_cache.miss_counts import ORDINARY, MissCounts
 from vllm_helium.serving.cache_metrics import CacheMetrics, RefreshBeforeScrape
+from vllm_helium.tiering.figures import TierFigures
 
 TREE = {
     "index": "tree",
@@ -111,3 +112,30 @@ def test_operators_beyond_the_bound_are_counted_together():
         ("w", "c"): (1, {"never_seen": 2}),
         OTHER: (2, {"never_seen": 4}),
     }
+
+
+def test_a_host_tier_shows_what_it_moved_and_saved():
+    counts = {
+        "num_stored": 10,
+        "num_loaded": 6,
+        "num_prefetched": 4,
+        "num_prefetches_used": 3,
+        "num_prefetches_wasted": 1,
+    }
+    tier = TierFigures(num_waited_blocks=5, saved_s=1.5).describe(counts, block_bytes=100)
+    answer = {"prefix_cache": {**TREE, "host": counts, "host_tier": tier}, "operators": []}
+    metrics = CacheMetrics()
+    asyncio.run(metrics.refresh(engines(answer)))
+    text = text_of(metrics)
+    labels = 'direction="loaded",engine="0",reason="prefetch"'
+    for line in (
+        f"vllm:helium_prefix_cache_host_blocks_total{{{labels}}} 4.0",
+        f"vllm:helium_prefix_cache_host_bytes_total{{{labels}}} 400.0",
+        'vllm:helium_prefix_cache_host_prefetches_total{engine="0",outcome="used"} 3.0',
+        'vllm:helium_prefix_cache_host_overlap_ratio{engine="0"} 0.75',
+        'vllm:helium_prefix_cache_host_saved_seconds{engine="0"} 1.5',
+    ):
+        assert line in text, line
+    without = {"prefix_cache": TREE, "operators": []}
+    asyncio.run(metrics.refresh(engines(without)))
+    assert "host_blocks" not in text_of(metrics)

@@ -120,10 +120,9 @@ def test_a_prefetch_takes_free_blocks_and_counts_what_was_used():
     prompt = cache(index, 0, 2, tags=[(8, wanted)])
     fill(index, 4)
     index.advance(1.0)
-    assert index.num_host_only(wanted) == 2
-    assert index.prefetch_tag(wanted, 1) == 1
+    assert index.prefetch(b"", prompt, 1) == 1
     index.advance(2.0)
-    assert index.prefetch_tag(wanted, 8) == 1 and index.num_host_only(wanted) == 0
+    assert index.prefetch(b"", prompt, 8) == 1 and index.prefetch(b"", prompt, 8) == 0
     _, _, (blocks, slots) = index.take_moves()
     assert len(blocks) == len(slots) == 2
     index.check_integrity()
@@ -138,13 +137,13 @@ def test_a_prefetch_leaves_blocks_that_are_needed_earlier():
     index = make(num_blocks=2)
     soon, late = index.tag(0, 1), index.tag(0, 2)
     index.set_uses(late, 1, 9)
-    cache(index, 0, 2, tags=[(8, late)])
+    prompt = cache(index, 0, 2, tags=[(8, late)])
     fill(index, 2)
     index.advance(1.0)
     index.set_uses(soon, 1, 1)
     cache(index, 100, 2, tags=[(8, soon)])
     index.advance(2.0)
-    assert index.prefetch_tag(late, 8) == 0
+    assert index.prefetch(b"", prompt, 8) == 0
 
 
 def test_misuse_of_slots_raises():
