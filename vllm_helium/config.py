@@ -195,7 +195,7 @@ class HeliumConfig:
         "default is what a PCIe 4 x16 link reaches.",
     )
     host_prefetch: bool = Field(
-        default=True,
+        default=False,
         description="Bring the prefix of the next waiting request back from the host tier beside "
         "the running step, before the request is admitted.",
     )

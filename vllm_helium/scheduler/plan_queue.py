@@ -5,7 +5,8 @@
   others of its run, oldest first: whatever the plan says, a call waits for at most ``aging_s`` and
   the calls of its run that arrived before it, at its run's share.
 * *Ordinary* requests have a share as one run, and none is overtaken by a request that arrived after
-  it: ordinary traffic never waits longer for its turn than it would first come, first served.
+  it: ordinary traffic never waits longer for its turn than it would first come, first served. The
+  one exception is a request held for its sibling's prompt (``sibling_holds``): a few steps at most.
 
 Adding, peeking and popping cost O(log n) amortized; removal is O(1) and lazy.
 """
