@@ -43,7 +43,7 @@ async def register_plan(raw: Request) -> JSONResponse:
     if rank is None:
         return JSONResponse((await call_engines_async(client, "register_plan", plan.to_json()))[0])
     count = num_engines(client)
-    if not (rank.isascii() and rank.isdecimal() and int(rank[:9]) < count):
+    if not (rank.isascii() and rank.isdecimal() and len(rank) < 10 and int(rank) < count):
         return error_response(
             HTTPStatus.BAD_REQUEST,
             f"{RANK_HEADER} is {rank[:20]!r}; expected a number below {count}",

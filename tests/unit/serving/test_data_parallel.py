@@ -121,7 +121,7 @@ def test_a_plan_goes_to_all_ranks_or_to_the_one_that_the_header_names(tokenizer)
         assert [plan["digest"] for plan in plans] == [PLAN.digest()]
 
 
-@pytest.mark.parametrize("rank", ["2", "-1", "x", "", "9" * 5000, "0x0", "1.0"])
+@pytest.mark.parametrize("rank", ["2", "-1", "x", "", "9" * 5000, "0x0", "1.0", "0" * 9 + "2"])
 def test_a_rank_that_is_none_is_refused_by_name(tokenizer, rank):
     client = Client(tokenizer, 2)
     answer = register(client, rank)
