@@ -51,7 +51,7 @@ async def run_langgraph(
         row: int
         answers: Annotated[dict[str, str], operators.or_]
 
-    client = AsyncOpenAI(base_url=api, api_key="none", timeout=TIMEOUT_S, max_retries=0)
+    client = AsyncOpenAI(base_url=api, api_key="none", timeout=TIMEOUT_S)
 
     def node_of(operator: dict[str, Any]) -> Any:
         async def node(state: State) -> dict[str, Any]:
@@ -100,7 +100,6 @@ async def run_agentscope(
             model,
             OpenAIChatModel.Parameters(max_tokens=max_tokens, temperature=0),
             stream=False,
-            max_retries=0,
             client_kwargs={"timeout": TIMEOUT_S},
         )
 
