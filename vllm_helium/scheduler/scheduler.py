@@ -90,9 +90,10 @@ class HeliumMixin:
         super().add_request(request)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        if request.helium is not None:
+        # What never went through ``add_request`` was never counted or charged.
+        if getattr(request, "helium", None) is not None:
             self._num_planned_alive -= 1
-        if self._plan_queues and request.num_output_tokens:
+        if self._plan_queues and request.num_output_tokens and hasattr(request, "helium_place"):
             # What it took in fact, against what its run was charged at admission.
             num_tokens = request.num_tokens - place_of(request).num_tokens
             self.waiting.charge(request, num_tokens)
