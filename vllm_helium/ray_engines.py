@@ -205,6 +205,8 @@ def _ray(num_cpus: int, num_gpus: int) -> Any:
         if "RAY_ADDRESS" in os.environ:
             ray.init()
         else:
+            # Ray gives way to everything else on a machine, which no engine should.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(
                 address="local",
                 num_cpus=num_cpus,

@@ -28,6 +28,7 @@ def ray():
     module = pytest.importorskip("ray", reason="Ray is not installed")
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_worker_niceness", "0")  # beside busy processes they would starve
         for name, value in FAST_ENGINE_ENVIRONMENT.items():
             environment.setenv(name, value)
         try:
