@@ -19,7 +19,7 @@ import pytest
 from benchmarks.real_systems.servers import end_with_parent
 from vllm_helium.models.tiny import make_tiny_llama
 
-START_TIMEOUT_S = 240
+START_TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
