@@ -61,6 +61,8 @@ def main(folder: Path) -> None:
     claim_gpu()
     from benchmarks.gpu import model_folder, plain_ops, run_workflows, workloads
 
+    # They put the repository first, where an editable install leaves a CPU build's name.
+    sys.path.insert(0, str(folder / "tree"))
     found = {"missing": plain_ops.missing_modules(), "operators": plain_ops.install()}
     import vllm.platforms as platforms
 
