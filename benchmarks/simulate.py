@@ -128,15 +128,19 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         figures = result["figures"]
         cells = [show(figures) for show in columns.values()]
         rows.append([result["system"]["name"], *cells, f"{result['wall']['run_s']:.0f}"])
+    return "\n".join(aligned(rows)) + "\n"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join(
             cell.ljust(width) if index == 0 else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
-    return "\n".join(lines) + "\n"
 
 
 def environment() -> dict[str, Any]:

@@ -64,11 +64,10 @@ class SchedulerArm:
             helium=system == "helium",
         )
         cost = RooflineModel.preset("H100-80GB", "Qwen3-8B")
-        self._engine = SimulatedEngine(options, cost, self._clock)
+        self._engine = SimulatedEngine(options, cost, self._clock, has_short_steps=False)
         self._ids = itertools.count()
         self._replay = Replay()
         scheduler = self._engine.scheduler
-        _undo_short_cuts(scheduler)
         scheduler.schedule = self._timed("schedule", scheduler.schedule)
         scheduler.update_from_output = self._timed("update", scheduler.update_from_output)
         self._add = self._timed("add", self._engine.add)
@@ -146,13 +145,6 @@ class SchedulerArm:
             )
             await finished
             history += answer
-
-
-def _undo_short_cuts(scheduler: Any) -> None:
-    """Gives back the work that the simulator spares any scheduler; here it is what is measured."""
-    vars(scheduler).pop("_make_cached_request_data", None)
-    for name in ("allocate_slots", "cache_blocks"):
-        vars(scheduler.kv_cache_manager).pop(name, None)
 
 
 def _copy(engine: SimulatedEngine) -> Any:

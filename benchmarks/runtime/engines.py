@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +25,7 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.runtime.placement import DEFAULT_WORKFLOWS, PLACEMENTS, RoundRobin
-from benchmarks.simulate import environment
+from benchmarks.runtime.placement import DEFAULT_WORKFLOWS, PLACEMENTS, RoundRobin, write_report
 from benchmarks.workflows import WORKFLOWS
 from helium.optimizer.driver import optimize
 from helium.planner import WorkflowPlan, plan_workflow
@@ -134,10 +131,7 @@ def main() -> None:
             for engine in engines:
                 asyncio.run(engine.close())
     if options.output is not None:
-        command = "python -m benchmarks.runtime.engines " + " ".join(sys.argv[1:])
-        report = {"environment": environment() | {"command": command}, "results": figures}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+        write_report(options.output, "benchmarks.runtime.engines", figures)
 
 
 if __name__ == "__main__":

@@ -121,10 +121,15 @@ def main() -> None:
             )
         assert all(output == outputs[0] for output in outputs), f"{workflow}: outputs differ"
     if options.output is not None:
-        command = "python -m benchmarks.runtime.placement " + " ".join(sys.argv[1:])
-        report = {"environment": environment() | {"command": command}, "results": results}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+        write_report(options.output, "benchmarks.runtime.placement", results)
+
+
+def write_report(path: Path, module: str, results: Sequence[Any]) -> None:
+    """Writes what a benchmark measured, with its command and environment."""
+    command = f"python -m {module} " + " ".join(sys.argv[1:])
+    report = {"environment": environment() | {"command": command}, "results": results}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.baselines.systems import SYSTEMS, System
 from benchmarks.gpu.kit import revision
+from benchmarks.simulate import aligned
 from benchmarks.simulated_run import Setting, run_system
 from helium.cost import RooflineModel
 
@@ -149,14 +150,7 @@ def table(case: Mapping[str, Any]) -> str:
                 f"{figures['latency_p95_s']:.1f}",
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
+    lines = aligned(rows)
     title = f"{case['case']}, {case['rows']} rows, KV cut to 1/{case['cut']}"
     for arm, found in case["shares"].items():
         values = ", ".join(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic.fields import FieldInfo
 
+from helium.cli.json_argument import json_object
 from helium.errors import ConfigError
 from vllm_helium.config import HeliumConfig, make_helium_config
 
@@ -49,7 +49,7 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         dest="helium",
         action=_Merge,
         const="*",
-        type=_json_object,
+        type=_config_object,
         default=argparse.SUPPRESS,
         metavar="JSON",
         help="Any of the options below as one JSON object, for example "
@@ -74,13 +74,8 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
+def _config_object(text: str) -> dict[str, Any]:
+    value = json_object(text)
     try:
         make_helium_config(value)
     except ConfigError as error:

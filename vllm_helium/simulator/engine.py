@@ -70,6 +70,8 @@ class SimulatedEngine:
         cost: Device, model and the time of a step.
         clock: Shared by all engines of a simulation.
         trace: Records every access to the cache, for the offline bound.
+        has_short_steps: Leaves out work of decode steps that changes nothing; off where the
+            scheduler's own time is measured.
 
     Raises:
         ConfigError: The KV cache holds nothing, or the options do not fit each other.
@@ -82,6 +84,7 @@ class SimulatedEngine:
         clock: VirtualClock,
         *,
         trace: AccessTrace | None = None,
+        has_short_steps: bool = True,
     ) -> None:
         self.cost = cost
         self.num_blocks = options.blocks_on(cost)
@@ -106,7 +109,8 @@ class SimulatedEngine:
         if hasattr(self.scheduler, "prewarmer"):
             self.scheduler.prewarmer.clock = clock.now
         self._num_evictions = count_evictions(self.scheduler)
-        shorten_decode_steps(self.scheduler)
+        if has_short_steps:
+            shorten_decode_steps(self.scheduler)
         block_bytes = cost.shape.kv_bytes_per_token * options.block_size
         self.link = HostLink(
             cost.device.link_bandwidth,

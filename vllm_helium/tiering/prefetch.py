@@ -1,8 +1,8 @@
 """What comes back from the host before its request is admitted.
 
-Only what a request at the head of the queue has just been refused: its turn is next, so nearly all
-of what is prefetched is used. Blocks that come back take the place of blocks that are needed later,
-or never.
+Only what a request at the head of the queue has just been refused, because its turn is next.
+Nothing reserves what came back: in a simulated full cache 44 % of it was given up again unused.
+Blocks that come back take the place of blocks that are needed later, or never.
 
 Source: Helium, section 5 (proactive caching). Prefetching what the plan's next operators read while
 the operator before them runs was tried and dropped: an answer takes hundreds of steps, a transfer
