@@ -16,7 +16,7 @@ from vllm.inputs import tokens_input
 from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.protocol import EnginePlan
-from helium.runtime.backend import EngineGone, EngineUnavailable, ModelAnswer, ModelCall
+from helium.runtime.backend import EngineGone, ModelAnswer, ModelCall
 from vllm_helium.engine_calls import answer_of, check_model, render, request_params
 from vllm_helium.integration.engine_rpc import (
     call_engine_async,
@@ -35,7 +35,6 @@ class AsyncLLMBackend:
         self,
         engine_client: Any,
         models: Any = None,
-        when_dead: type[EngineUnavailable | EngineGone] = EngineGone,
         *,
         rank: int | None = None,
         thread: ThreadPoolExecutor | None = None,
@@ -45,15 +44,12 @@ class AsyncLLMBackend:
         Args:
             models: The server's ``OpenAIServingModels``, which knows aliases and LoRA adapters.
                 Without it calls may name the served model alone.
-            when_dead: What is raised once the engine has died. Where the whole process ends with it
-                and is started again, it is unavailable for now: runs are left off, and go on later.
             rank: The one of several data-parallel engines that calls go to; ``None`` leaves the
                 choice to vLLM.
             thread: Renders long prompts; one of its own by default.
         """
         self._rank = rank
         self._client = engine_client
-        self._when_dead = when_dead
         self._tokenizer = engine_client.get_tokenizer()
         self._model_config = engine_client.model_config
         self._models = models
@@ -97,7 +93,7 @@ class AsyncLLMBackend:
         """Answers one call; cancelling it aborts the request.
 
         Raises:
-            EngineUnavailable: The engine has died, or ``EngineGone``; see ``when_dead``.
+            EngineGone: The engine has died.
             EngineError: The engine refused or ended it.
         """
         try:
@@ -120,7 +116,7 @@ class AsyncLLMBackend:
         return answer_of(last)
 
     def _engine_error(self, error: Exception) -> EngineError:
-        kind = self._when_dead if self._client.errored else EngineError
+        kind = EngineGone if self._client.errored else EngineError
         return kind(f"{type(error).__name__}: {error}")
 
     def _adapter(self, call: Call) -> Any:
@@ -154,11 +150,7 @@ class AsyncLLMBackend:
         return await loop.run_in_executor(self._thread, render, call, self._tokenizer)
 
 
-def async_backends(
-    engine_client: Any,
-    models: Any = None,
-    when_dead: type[EngineUnavailable | EngineGone] = EngineGone,
-) -> list[AsyncLLMBackend]:
+def async_backends(engine_client: Any, models: Any = None) -> list[AsyncLLMBackend]:
     """Returns a backend for each engine that a run's calls can be placed on.
 
     Without Helium nothing places calls, so vLLM chooses the engine of each. The arguments are those
@@ -166,10 +158,10 @@ def async_backends(
     """
     count = num_engines(engine_client)
     if count == 1 or engine_client.vllm_config.helium_config is None:
-        return [AsyncLLMBackend(engine_client, models, when_dead)]
+        return [AsyncLLMBackend(engine_client, models)]
     # Of one tokenizer, so its prompts are rendered by one thread.
     thread = ThreadPoolExecutor(1, "helium-render")
     return [
-        AsyncLLMBackend(engine_client, models, when_dead, rank=rank, thread=thread)
+        AsyncLLMBackend(engine_client, models, rank=rank, thread=thread)
         for rank in range(count)
     ]

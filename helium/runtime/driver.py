@@ -10,6 +10,7 @@ from typing import NamedTuple
 from helium.errors import HeliumError
 from helium.plan.functions import Function
 from helium.planner.workflow_plan import WorkflowPlan
+from helium.runtime.backend import EngineGone
 from helium.runtime.checkpoint import Checkpoint
 from helium.runtime.dispatcher import Dispatcher
 from helium.runtime.events import Event, Listener, RunFinished
@@ -96,11 +97,14 @@ class Driver:
         """Runs to the end; being cancelled leaves the run off, to be resumed.
 
         Raises:
+            EngineGone: All engines have died; the run is left off.
             EngineError: An engine could not be reached to register the plan.
             RunError: The checkpoint could not be written.
         """
         try:
             result = await self._execution.execute()
+        except EngineGone:
+            raise  # as if this process had died with it: the run stays to be gone on with
         except HeliumError:
             self._tell(RunFinished("failed", 0))
             raise

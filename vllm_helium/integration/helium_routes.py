@@ -58,7 +58,7 @@ async def _workflows(
     """Runs workflows for as long as the server serves."""
     from prometheus_client import REGISTRY
 
-    from helium.runtime import EngineUnavailable, PromptCache
+    from helium.runtime import PromptCache
     from helium.templates.tokenizer import TransformersTokenizer
     from vllm_helium.async_backend import async_backends
     from vllm_helium.model_revision import EngineRevisions
@@ -76,8 +76,7 @@ async def _workflows(
         return
     import_functions(config.functions)
     models = getattr(app.state, "openai_serving_models", None)
-    # The server ends with its engine.
-    backends = async_backends(client, models, when_dead=EngineUnavailable)
+    backends = async_backends(client, models)
     tokenizer = TransformersTokenizer(client.get_tokenizer())
     cache = revisions = None
     if config.prompt_cache:

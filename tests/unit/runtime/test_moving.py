@@ -205,7 +205,7 @@ def test_the_run_of_the_last_dead_engine_ends_with_the_reason_and_resumes(tmp_pa
             return await runtime.run(graph, batch)
 
     info = asyncio.run(broken(Planned(0.0, fails=dies)))
-    assert info.status == "failed"
+    assert info.status == "interrupted"
     engine = Engine()
     result = asyncio.run(resumed(engine))
     assert result.failures == []

@@ -2,7 +2,7 @@
 
 from helium import graphs, ops
 from helium.plan.operators import Sampling
-from helium.runtime import PromptCache
+from helium.runtime import EngineGone, PromptCache
 from tests.unit.runtime.engines import Engine
 from tests.unit.runtime.virtual_time import run
 from vllm_helium.serving import workflow_service
@@ -105,3 +105,33 @@ def test_old_runs_go_though_not_every_submit_looks_for_them(tmp_path, monkeypatc
     num_listed, kept = run(main())[0]
     assert num_listed == 3
     assert kept == [1, 2, 3, 4, 3, 4, 5, 6, 3]
+
+
+def test_a_large_run_whose_engine_dies_is_left_off_and_ended_by_the_next_server(tmp_path):
+    rows = [f"w{row}" for row in range(3000)]  # more than are sent at once
+
+    class Dying(Engine):
+        async def call(self, request):
+            if len(self.requests) > 700:
+                raise EngineGone("the engine core died")
+            return await super().call(request)
+
+    async def main():
+        service = WorkflowService(Dying(1.0), None, tmp_path)
+        name = await service.submit("w", plan(), {"word": rows})
+        await service.wait(name)
+        left_off = service.runs.info(name)
+        await service.close()
+        engine = Engine(1.0)
+        service = WorkflowService(engine, None, tmp_path)
+        await service.resume_all()
+        await service.wait(name)
+        result, status = await service.result(name), service.runs.info(name).status
+        await service.close()
+        return left_off, result, status, len(engine.requests)
+
+    (left_off, result, status, num_made), _ = run(main())
+    assert left_off.status == "interrupted" and left_off.num_failures == 0
+    assert status == "done" and result.failures == []
+    assert num_made == len(rows) - left_off.num_done
+    assert [text.split("|")[0] for text in result.outputs["said"]] == [f"say {w}" for w in rows]
