@@ -162,6 +162,5 @@ def async_backends(engine_client: Any, models: Any = None) -> list[AsyncLLMBacke
     # Of one tokenizer, so its prompts are rendered by one thread.
     thread = ThreadPoolExecutor(1, "helium-render")
     return [
-        AsyncLLMBackend(engine_client, models, rank=rank, thread=thread)
-        for rank in range(count)
+        AsyncLLMBackend(engine_client, models, rank=rank, thread=thread) for rank in range(count)
     ]

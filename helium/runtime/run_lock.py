@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from io import TextIOWrapper
 from pathlib import Path
+
+_TRIES = 5
+_PAUSE_S = 0.005
+"""Who asks whether a lock is held has it for a moment: that must not look like an owner."""
 
 
 class RunLock:
@@ -20,13 +25,18 @@ class RunLock:
     def take(cls, path: Path) -> RunLock | None:
         """Returns the lock, or ``None`` if another one has it."""
         path.parent.mkdir(parents=True, exist_ok=True)
+        tries = _TRIES
         while True:
             file = open(path, "a")  # noqa: SIM115, the lock keeps it open
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
-                return None
+                tries -= 1
+                if not tries:
+                    return None
+                time.sleep(_PAUSE_S)
+                continue
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ino == _inode(file):
                     return cls(path, file)

@@ -358,25 +358,36 @@ class RunStore:
             self._list_connection.close()
 
     def _infos(self, clause: str, *values: str) -> list[RunInfo]:
+        return [
+            self._unless_left_off(info)
+            if info.status == "running" and not RunLock.is_held(self._lock_path(info.id))
+            else info
+            for info in self._rows(clause, *values)
+        ]
+
+    def _unless_left_off(self, info: RunInfo) -> RunInfo:
+        """Returns a run that nobody works on as it is now: its end was written before that."""
+        for now in self._rows("WHERE id = ?", info.id):
+            info = now
+        if info.status != "running":
+            return info
+        return msgspec.structs.replace(info, status="interrupted")
+
+    def _rows(self, clause: str, *values: str) -> list[RunInfo]:
         with self._reporting("read", self._list_lock):
             rows = self._list_connection.execute(
                 "SELECT id, workflow, status, created_at, updated_at, num_calls, num_done, "
                 f"num_failures FROM runs {clause}",
                 values,
             ).fetchall()
-        infos = [RunInfo(*row) for row in rows]
-        return [
-            msgspec.structs.replace(info, status="interrupted")
-            if info.status == "running" and not RunLock.is_held(self._lock_path(info.id))
-            else info
-            for info in infos
-        ]
+        return [RunInfo(*row) for row in rows]
 
     def _lock_path(self, run: str) -> Path:
         return self.path.with_name(f"{self.path.name}-locks") / run
 
     def _unknown(self, run: str) -> RunError:
-        known = [info.id for info in self.runs()][-5:]
+        latest = self._rows("ORDER BY created_at DESC, id DESC LIMIT 5")
+        known = [info.id for info in reversed(latest)]
         return RunError(f"run {run!r} is not in {self.path}; the latest there are {known}")
 
     def _reporting(

@@ -84,6 +84,7 @@ class WorkflowService:
         self.metrics = WorkflowMetrics()
         self._followers: set[asyncio.Task[None]] = set()
         self._num_submitted = 0
+        self._is_pruning = False
         self._cache = prompt_cache
         self._runtime = Runtime(
             backends,
@@ -147,9 +148,9 @@ class WorkflowService:
         await loop.run_in_executor(None, check_limits, compiled)
         if self._runtime.num_running >= MAX_RUNNING:
             raise TooManyRuns(f"{MAX_RUNNING} runs are under way; wait until some are over")
-        if self._num_submitted % PRUNE_EVERY == 0:
+        self._num_submitted += 1  # before anything waits: others submit meanwhile
+        if self._num_submitted % PRUNE_EVERY == 1 and not self._is_pruning:
             await self._prune()
-        self._num_submitted += 1
         started = await self._runtime.submit(
             plan,
             inputs,
@@ -243,13 +244,17 @@ class WorkflowService:
         return await asyncio.get_running_loop().run_in_executor(None, work, *args)
 
     async def _prune(self) -> None:
-        infos: list[RunInfo] = await self.disk(self.runs.runs)
-        over = [info for info in infos if info.status not in ("running", "interrupted")]
-        for info in over[: max(0, len(over) - MAX_KEPT)]:
-            try:
-                await self.disk(self.runs.delete, info.id)
-            except RunError as error:
-                logger.warning("%s", error)
+        self._is_pruning = True
+        try:
+            infos: list[RunInfo] = await self.disk(self.runs.runs)
+            over = [info for info in infos if info.status not in ("running", "interrupted")]
+            for info in over[: max(0, len(over) - MAX_KEPT)]:
+                try:
+                    await self.disk(self.runs.delete, info.id)
+                except RunError as error:
+                    logger.warning("%s", error)
+        finally:
+            self._is_pruning = False
 
 
 async def _live(run: Run, number: int, after: int) -> AsyncIterator[tuple[int | None, Event]]:

@@ -1,5 +1,7 @@
 """Runs side by side on one server, in virtual time."""
 
+import asyncio
+
 from helium import graphs, ops
 from helium.plan.operators import Sampling
 from helium.runtime import EngineGone, PromptCache
@@ -105,6 +107,25 @@ def test_old_runs_go_though_not_every_submit_looks_for_them(tmp_path, monkeypatc
     num_listed, kept = run(main())[0]
     assert num_listed == 3
     assert kept == [1, 2, 3, 4, 3, 4, 5, 6, 3]
+
+
+def test_runs_submitted_at_once_look_for_old_ones_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(workflow_service, "MAX_KEPT", 2)
+    monkeypatch.setattr(workflow_service, "PRUNE_EVERY", 10)
+
+    async def main():
+        service = WorkflowService(Engine(), None, tmp_path)
+        try:
+            await finished(service, [plan()] * 10, "abcdefghij")
+            starts = (service.submit("w", plan(), {"word": word}) for word in "klmno")
+            for name in await asyncio.gather(*starts):
+                await service.wait(name)
+            return len(service.runs.runs())
+        finally:
+            await service.close()
+
+    assert asyncio.run(main()) == 2 + 5
+    assert "is not in" not in caplog.text, "each old run was deleted once"
 
 
 def test_a_large_run_whose_engine_dies_is_left_off_and_ended_by_the_next_server(tmp_path):
