@@ -11,8 +11,11 @@ largest of three times, each of which no schedule on one engine can beat:
 
 Steps are at least as many as the KV cache makes them: a call holds its context for as many steps as
 it decodes, its part of a block that n prompts begin with being one n-th, and all calls of a step
-must fit. It is optimistic: whoever can share decodes together, prefill needs no room, and nothing
-but the longest chain waits for anything.
+must fit. That holds for every set of calls: before the first of them come the steps of the shortest
+chain that leads to one, after the last of them those of the shortest chain that reads one. The
+bound takes the worst set of a head and a tail of at least so many steps, as in machine scheduling
+with release times and delivery times. It is optimistic: whoever can share decodes together, and
+prefill needs no room.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from dataclasses import dataclass
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
 
 from benchmarks.output_lengths import output_lengths
 from benchmarks.simulated_run import Setting
@@ -41,6 +46,9 @@ from vllm_helium.simulator.tokenizer import PieceTokenizer
 BLOCK_SIZE = 16
 MAX_NUM_SEQS = 1_024
 
+Item = tuple[str, int]
+"""An operator and one of its rows."""
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -51,14 +59,21 @@ class Calls:
         own_tokens: KV tokens a prompt takes at least, per answer: its part of what it shares.
         output_tokens: Per answer.
         num_new_tokens: Tokens of distinct prompt blocks that are no call's output.
-        critical_tokens: Output tokens on the longest chain.
+        heads: Output tokens on the longest chain that leads to it, per answer.
+        tails: Output tokens on the longest chain that reads it, per answer.
     """
 
     prompt_tokens: Sequence[int]
     own_tokens: Sequence[float]
     output_tokens: Sequence[int]
     num_new_tokens: int
-    critical_tokens: int
+    heads: Sequence[int]
+    tails: Sequence[int]
+
+    @property
+    def critical_tokens(self) -> int:
+        """Output tokens on the longest chain of calls."""
+        return max(map(sum, zip(self.heads, self.output_tokens, self.tails, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -81,10 +96,12 @@ def collect_calls(compiled: CompiledPlan, workflow: str, seed: int) -> Calls:
     model = FakeModel(tokenizer, output_lengths(workflow), seed)
     prompts: list[list[int]] = []
     outputs: list[list[int]] = []
-    lengths: dict[tuple[str, int], int] = {}
+    lengths: dict[Item, int] = {}
+    items: list[Item] = []
 
     def answer(call: Call, operator: str, row: int) -> tuple[str, ...]:
         answers = model.answer(call)
+        items.extend([(operator, row)] * len(answers))
         prompt = tokenizer.token_ids(_render(tokenizer, call))
         for output in answers:
             prompts.append(prompt)
@@ -98,12 +115,14 @@ def collect_calls(compiled: CompiledPlan, workflow: str, seed: int) -> Calls:
     written: set[int] = set()
     for prompt, output in zip(prompts, outputs, strict=True):
         written.update(_blocks([*prompt, *output[:-1]])[len(prompt) // BLOCK_SIZE :])
+    heads, tails = _chains(compiled, lengths)
     return Calls(
         [len(prompt) for prompt in prompts],
         [sum(BLOCK_SIZE / uses[block] for block in path) for path in paths],
         [len(output) for output in outputs],
         sum(block not in written for block in uses) * BLOCK_SIZE,
-        _longest_chain(compiled, lengths),
+        [heads[item] for item in items],
+        [tails[item] for item in items],
     )
 
 
@@ -111,18 +130,12 @@ def lower_bound(calls: Calls, cost: RooflineModel) -> Bound:
     """Returns the bound for one engine."""
     device, shape = cost.device, cost.shape
     num_output = sum(calls.output_tokens)
-    # A prefill gives the first token; every other one is a decode that holds the call's own KV.
-    held, context = 0.0, 0
-    for prompt, own, output in zip(
-        calls.prompt_tokens, calls.own_tokens, calls.output_tokens, strict=True
-    ):
-        grown = output * (output - 1) // 2
-        held += (output - 1) * own + grown
-        context += (output - 1) * prompt + grown
+    context = sum(_held(calls.prompt_tokens, calls.output_tokens))
+    held = np.array(_held(calls.own_tokens, calls.output_tokens))
     num_decodes = num_output - len(calls.output_tokens)
     num_steps = max(
         calls.critical_tokens,
-        math.ceil(held / cost.kv_capacity_tokens),
+        _windows(np.array(calls.heads), np.array(calls.tails), held / cost.kv_capacity_tokens),
         -(-num_decodes // MAX_NUM_SEQS),
     )
     # As in the cost model: a step takes the longer of both, so all steps take at least each sum.
@@ -161,14 +174,43 @@ def _blocks(tokens: Sequence[int]) -> list[int]:
     return path
 
 
-def _longest_chain(compiled: CompiledPlan, lengths: dict[tuple[str, int], int]) -> int:
-    chains: dict[tuple[str, int], int] = {}
+def _held(prompt_tokens: Sequence[float], output_tokens: Sequence[int]) -> list[float]:
+    """Token-steps per answer. A prefill gives the first token; every other one is a decode."""
+    return [
+        (output - 1) * prompt + output * (output - 1) // 2
+        for prompt, output in zip(prompt_tokens, output_tokens, strict=True)
+    ]
+
+
+def _windows(heads: np.ndarray, tails: np.ndarray, steps: np.ndarray) -> int:
+    """Returns the most steps any window makes: shortest head, what is inside, shortest tail."""
+    quantiles = np.linspace(0, 1, 64)
+    longest = 0
+    for head in np.unique(np.quantile(heads, quantiles, method="nearest")):
+        for tail in np.unique(np.quantile(tails, quantiles, method="nearest")):
+            inside = steps[(heads >= head) & (tails >= tail)]
+            if inside.size:
+                longest = max(longest, int(head + tail) + math.ceil(inside.sum()))
+    return longest
+
+
+def _chains(
+    compiled: CompiledPlan, lengths: dict[Item, int]
+) -> tuple[dict[Item, int], dict[Item, int]]:
+    """Returns the output tokens on the longest chains before and after every row of an operator."""
+    heads: dict[Item, int] = {}
+    tails: dict[Item, int] = {}
+    reads: dict[Item, Sequence[Item]] = {}
     for operator in compiled.plan.operators:
         for row in range(compiled.rows.num_rows(operator.name)):
-            before = compiled.rows.dependencies(operator.name, row)
-            longest = max((chains[dependency] for dependency in before), default=0)
-            chains[operator.name, row] = longest + lengths.get((operator.name, row), 0)
-    return max(chains.values(), default=0)
+            item = operator.name, row
+            reads[item] = compiled.rows.dependencies(*item)
+            heads[item] = max((heads[one] + lengths.get(one, 0) for one in reads[item]), default=0)
+    for item in reversed(reads):
+        tail = tails.setdefault(item, 0) + lengths.get(item, 0)
+        for one in reads[item]:
+            tails[one] = max(tails.get(one, 0), tail)
+    return heads, tails
 
 
 def _render(tokenizer: PieceTokenizer, call: Call) -> str:

@@ -15,7 +15,7 @@ COST = RooflineModel.preset("H100-80GB", "Qwen3-8B")
 
 
 def test_one_call_takes_its_prefill_and_a_step_per_token():
-    bound = lower_bound(Calls([1_000], [1_000], [101], 1_000, 101), COST)
+    bound = lower_bound(Calls([1_000], [1_000], [101], 1_000, [0], [0]), COST)
     steps_ms = COST.step_ms(1_000, 500, 0, 0)
     steps_ms += sum(COST.step_ms(0, 0, 1, 1_000 + n) for n in range(100))
     assert 0.9 * steps_ms / 1e3 < bound.makespan_s <= steps_ms / 1e3
@@ -25,10 +25,20 @@ def test_one_call_takes_its_prefill_and_a_step_per_token():
 def test_calls_that_do_not_fit_together_take_more_steps():
     capacity = COST.kv_capacity_tokens
     prompt, output = capacity // 4, 11  # four fit; forty take ten turns
-    alone = Calls([prompt] * 40, [prompt] * 40, [output] * 40, 40 * prompt, output)
+    alone = Calls([prompt] * 40, [prompt] * 40, [output] * 40, 40 * prompt, [0] * 40, [0] * 40)
     assert lower_bound(alone, COST).num_steps == pytest.approx(10 * (output - 1), abs=2)
-    shared = Calls([prompt] * 40, [prompt / 40] * 40, [output] * 40, prompt, output)
+    shared = Calls([prompt] * 40, [prompt / 40] * 40, [output] * 40, prompt, [0] * 40, [0] * 40)
     assert lower_bound(shared, COST).num_steps == output
+
+
+def test_what_comes_before_and_after_the_widest_part_adds_steps():
+    capacity = COST.kv_capacity_tokens
+    prompt, output = capacity // 4, 11
+    heads, tails = [0] + [100] * 40 + [100 + output], [50 + output] + [50] * 40 + [0]
+    prompts, outputs = [1, *[prompt] * 40, 1], [100, *[output] * 40, 50]
+    calls = Calls(prompts, prompts, outputs, 40 * prompt, heads, tails)
+    assert calls.critical_tokens == 100 + output + 50
+    assert lower_bound(calls, COST).num_steps == pytest.approx(100 + 10 * (output - 1) + 50, abs=2)
 
 
 @pytest.mark.parametrize("is_distinct", [False, True])
