@@ -21,11 +21,14 @@ prefill needs no room.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -230,28 +233,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--workflow", nargs="+", default=["trading-8b"], choices=list(WORKFLOWS), metavar="NAME")
     add("--rows", type=int, help="rows of the batch; the workflow's own number by default")
-    add("--distinct", action="store_true", help="agents that are all different")
+    agents = parser.add_mutually_exclusive_group()
+    agents.add_argument("--distinct", action="store_true", help="agents that are all different")
+    agents.add_argument("--both", action="store_true", help="as published, and all different")
     add("--device", default="H100-80GB", choices=[name for name in DEVICES if name != "cpu"])
     add("--model", default="Qwen3-8B", choices=list(MODELS))
     add("--seed", type=int, default=0)
+    add("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
+    results, lines = [], []
     for workflow in options.workflow:
-        setting = Setting(
-            workflow,
-            rows=options.rows,
-            is_distinct=options.distinct,
-            device=options.device,
-            model=options.model,
-            seed=options.seed,
-        )
-        print(setting.title())
-        for name, (calls, bound) in bounds(setting).items():
-            print(
-                f"  {name}: {bound.makespan_s:.1f} s (arithmetic {bound.arithmetic_s:.1f}, traffic "
-                f"{bound.traffic_s:.1f}, critical path {bound.critical_path_s:.1f}); "
-                f"{len(calls.output_tokens)} answers, {bound.num_steps} steps, prefill "
-                f"{calls.num_new_tokens / 1e3:.0f}k, output {sum(calls.output_tokens) / 1e3:.0f}k"
+        for is_distinct in (False, True) if options.both else (options.distinct,):
+            setting = Setting(
+                workflow,
+                rows=options.rows,
+                is_distinct=is_distinct,
+                device=options.device,
+                model=options.model,
+                seed=options.seed,
             )
+            found = bounds(setting)
+            results.append(_content(setting, found))
+            lines += _describe(setting, found)
+            print("\n".join(lines[-1 - len(found) :]), flush=True)
+    if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        content = {"results": results, "summary": lines}
+        options.output.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _content(setting: Setting, found: dict[str, tuple[Calls, Bound]]) -> dict[str, Any]:
+    seconds = {name: {**asdict(b), "makespan_s": b.makespan_s} for name, (_, b) in found.items()}
+    return {"setting": asdict(setting), "bounds": seconds}
+
+
+def _describe(setting: Setting, found: dict[str, tuple[Calls, Bound]]) -> list[str]:
+    return [
+        setting.title(),
+        *(
+            f"  {name}: at least {bound.makespan_s:.1f} s (arithmetic {bound.arithmetic_s:.1f}, "
+            f"traffic {bound.traffic_s:.1f}, critical path {bound.critical_path_s:.1f}); "
+            f"{len(calls.output_tokens)} answers, {bound.num_steps} steps, prefill "
+            f"{calls.num_new_tokens / 1e3:.0f}k, output {sum(calls.output_tokens) / 1e3:.0f}k"
+            for name, (calls, bound) in found.items()
+        ),
+    ]
 
 
 if __name__ == "__main__":
