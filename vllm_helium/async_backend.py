@@ -23,6 +23,7 @@ from vllm_helium.integration.engine_rpc import (
     call_engines_async,
     num_engines,
 )
+from vllm_helium.integration.texts_so_far import texts_so_far
 
 _LONG_PROMPT = 20_000
 """Characters from which a prompt is tokenized on a thread; shorter ones take under 10 ms."""
@@ -54,6 +55,7 @@ class AsyncLLMBackend:
         self._model_config = engine_client.model_config
         self._models = models
         self._has_plans = engine_client.vllm_config.helium_config is not None
+        self._under_way: dict[int, str] = {}
         self._ids = (f"helium-{id(self):x}-{number}" for number in itertools.count())
         # One thread: a Hugging Face tokenizer is not to be used by several at once.
         self._thread = thread or ThreadPoolExecutor(1, "helium-render")
@@ -103,7 +105,7 @@ class AsyncLLMBackend:
             params = request_params(request, with_context=self._has_plans)
             last = None
             more = {} if self._rank is None else {"data_parallel_rank": self._rank}
-            request_id = next(self._ids)
+            request_id = self._under_way[id(request)] = next(self._ids)
             stream = self._client.generate(prompt, params, request_id, lora_request=lora, **more)
             async for output in stream:
                 last = output
@@ -111,9 +113,16 @@ class AsyncLLMBackend:
             raise
         except Exception as error:
             raise self._engine_error(error) from error
+        finally:
+            self._under_way.pop(id(request), None)
         if last is None:
             raise EngineError("the engine gave no output")
         return answer_of(last)
+
+    def texts(self, request: ModelCall) -> dict[int, str]:
+        """Returns the outputs so far of a call under way, by index; see ``GrowingBackend``."""
+        request_id = self._under_way.get(id(request))
+        return {} if request_id is None else texts_so_far(self._client, request_id)
 
     def _engine_error(self, error: Exception) -> EngineError:
         kind = EngineGone if self._client.errored else EngineError

@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         common.add_store(one)
         if there is not None:
             common.add_server(one, there)
+        if name == "watch":
+            one.add_argument(
+                "--tokens",
+                action="store_true",
+                help="with --server: also what calls under way have said since the last time",
+            )
 
     listing = add("list", runs.list_runs)
     common.add_store(listing)

@@ -57,7 +57,7 @@ def submit(options: Options) -> int:
 def watch(options: Options) -> int:
     """Prints a run's events as they come, one JSON object per line."""
     server = Server(options)
-    for event in server.events(server.find(options.run)):
+    for event in server.events(server.find(options.run), "tokens" if options.tokens else "events"):
         print(event, flush=True)
     return 0
 
@@ -124,9 +124,13 @@ class Server:
         except (urllib.error.URLError, OSError) as error:
             raise EngineError(f"{self.url} cannot be reached: {error}") from None
 
-    def events(self, path: str) -> Iterator[str]:
-        """Yields a run's events as JSON texts, from the beginning to the end."""
-        with self.open("GET", f"{path}/events") as answer:
+    def events(self, path: str, stream: str = "events") -> Iterator[str]:
+        """Yields a run's events as JSON texts, from the beginning to the end.
+
+        Args:
+            stream: ``events``, or ``tokens`` for what calls under way have said as well.
+        """
+        with self.open("GET", f"{path}/events?stream={stream}") as answer:
             for line in answer:
                 if line.startswith(b"data: "):
                     yield line[6:].decode().rstrip("\n")

@@ -13,6 +13,7 @@ import msgspec
 
 from helium.cli import inputs
 from helium.cli.options import Options, Session
+from helium.errors import ConfigError
 from helium.runtime import Run, RunResult, RunStore, Runtime
 from helium.runtime.events import CallFinished, RowFailed, RunFinished
 from helium.runtime.trace import RunTrace
@@ -49,6 +50,8 @@ def resume(options: Options) -> int:
 
 def watch(options: Options) -> int:
     """Prints a run's events as they are written, one JSON object per line."""
+    if options.tokens:
+        raise ConfigError("--tokens: outputs are written down when they are whole; add --server")
 
     async def main() -> None:
         with closing(RunStore(options.store)) as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -71,6 +72,20 @@ class EngineBackend(Protocol):
             EngineUnavailable: The same call may succeed later, or elsewhere.
             EngineGone: The engine has died.
             EngineError: The call failed for good; the message says why.
+        """
+
+
+class GrowingBackend(EngineBackend, Protocol):
+    """An engine that can say what a call's outputs are so far."""
+
+    def texts(self, request: ModelCall) -> Mapping[int, str]:
+        """Returns the outputs so far of a call under way, by index; empty where it has none.
+
+        Costs a call nothing that nobody asks about. Outputs that are told only grow, until the call
+        is made again.
+
+        Args:
+            request: The very object that ``call`` was given.
         """
 
 

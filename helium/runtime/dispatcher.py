@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -189,6 +189,14 @@ class Dispatcher:
         self._forget(request)
         if request.worker is not None:
             request.worker.cancel()
+
+    def texts(self, ticket: Ticket) -> Mapping[int, str]:
+        """Returns the outputs so far of a call, by index; empty where the engine does not tell."""
+        request = ticket.request
+        if request.worker is None:
+            return {}
+        texts = getattr(self._states[request.engine].backend, "texts", None)
+        return texts(request.call) if texts is not None else {}
 
     async def register(self, plans: Sequence[EnginePlan]) -> None:
         """Registers every engine's plan with it; engines that are away are told when they are back.

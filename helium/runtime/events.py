@@ -97,5 +97,25 @@ Event = (
     RunStarted | CallStarted | CallFinished | FunctionFinished | RowFailed | RowDone | RunFinished
 )
 
+
+class CallDelta(msgspec.Struct, frozen=True, tag="call_delta", gc=False):
+    """An output of a call under way has grown; only those are told who ask for it.
+
+    Nothing depends on deltas: what lags behind gets fewer and longer ones, and ``CallFinished``
+    has everything. The deltas of an output put together are the output, where there are any.
+
+    Attributes:
+        index: Of the output, below the call's ``n``.
+        text: What it has grown by.
+        replaces: Whether what came before is void, and this begins anew: the call was made again.
+    """
+
+    operator: str
+    row: int
+    index: int
+    text: str
+    replaces: bool = False
+
+
 Listener = Callable[[Event], None]
 """Told of every event, on the event loop; must neither block nor raise."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
@@ -150,6 +150,13 @@ class Execution:
             self._emit(RunFinished(self._status, len(self._failures)))
         elapsed_s = time.perf_counter() - started
         return RunResult(self._run, outputs, self._failures, self._counts, elapsed_s)
+
+    def texts(self) -> Iterator[tuple[str, int, Mapping[int, str]]]:
+        """Yields operator, row and outputs so far, by index, of every call that has begun any."""
+        for ticket in self._tickets:
+            texts = self._dispatcher.texts(ticket)
+            if texts:
+                yield ticket.operator, ticket.row, texts
 
     def stop(self, reason: str, status: str) -> None:
         """Gives up what is not done: it fails with the reason. Finished rows stay.

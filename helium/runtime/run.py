@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
 from helium.errors import HeliumError
-from helium.runtime.events import Event, Listener, RunFinished
+from helium.runtime.deltas import Deltas
+from helium.runtime.events import CallDelta, Event, Listener, RunFinished
 from helium.runtime.execution import Execution
 from helium.runtime.result import RunResult
+
+LOOK_S = 0.05
+"""Pause between two looks at running calls: what reads as a stream, and costs next to nothing."""
+_PAUSE_RATIO = 20
+"""Pause after a look, over the time the look took: few per cent of the event loop at most."""
 
 
 class RunProgress(NamedTuple):
@@ -62,6 +69,42 @@ class Run:
             if self._is_closed:
                 return
             await self._news.wait()
+
+    async def events_and_deltas(self) -> AsyncIterator[Event | CallDelta]:
+        """Yields what ``events`` does, and between it how the outputs of running calls grow.
+
+        All deltas of a call come before the event that ends it. Calls that join an equal one under
+        way have its deltas too; those answered by the prompt cache have none.
+
+        The engines are asked as often as the consumer keeps up with, at most every ``LOOK_S``
+        seconds; a run nobody asks about does no work for it, and none ever waits for a consumer.
+        """
+        clock = asyncio.get_running_loop().time
+        position, next_look_s, deltas = 0, clock(), Deltas()
+        while True:
+            while position < len(self._events):
+                event = self._events[position]
+                position += 1
+                for delta in deltas.end(event):
+                    yield delta
+                yield event
+            if self._is_closed:
+                return
+            if clock() < next_look_s:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(next_look_s):
+                        await self._news.wait()
+                continue
+            started_s = clock()
+            grown = [
+                delta
+                for operator, row, texts in self._execution.texts()
+                for delta in deltas.grow(operator, row, texts)
+            ]
+            pause_s = max(LOOK_S, _PAUSE_RATIO * (clock() - started_s))
+            for delta in grown:
+                yield delta
+            next_look_s = clock() + pause_s
 
     async def result(self) -> RunResult:
         """Waits for the end. Being cancelled while waiting does not cancel the run.

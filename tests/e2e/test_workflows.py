@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import urllib.request
 
 import pytest
 
@@ -73,6 +74,29 @@ def test_the_model_may_go_by_its_served_name_and_by_no_other(helium_server):
         body = {"inputs": {"q": "y"}, "wait": True}
         _, done = request(helium_server, "POST", path + "/runs", body)
         assert len(done["failures"]) == num_failures
+
+
+def test_deltas_of_running_calls_put_together_are_their_outputs(helium_server):
+    prompt = ["go on ", ops.placeholder("word")]
+    sampling = {"max_tokens": 200, "ignore_eos": True, "n": 2, "temperature": 1.0, "seed": 1}
+    node = ops.llm([ops.Msg("user", prompt)], name="talk", **sampling)
+    path = register(helium_server, graphs.build({"talk": node}))
+    _, run = request(helium_server, "POST", path + "/runs", {"inputs": {"word": ["a", "b"]}})
+    url = f"{helium_server.base_url}{path}/runs/{run['id']}/events?stream=tokens"
+    with urllib.request.urlopen(url, timeout=300) as answer:
+        data = [line[6:] for line in answer if line.startswith(b"data: ")]
+    events = [json.loads(line) for line in data]
+    texts, outputs, num_deltas = {}, {}, 0
+    for event in events:
+        row = event.get("row")
+        if event["type"] == "call_delta":
+            assert row not in outputs and not event["replaces"]
+            texts.setdefault(row, ["", ""])[event["index"]] += event["text"]
+            num_deltas += 1
+        elif event["type"] == "call_finished":
+            outputs[row] = event["outputs"]
+    assert texts == outputs and len(outputs) == 2
+    assert num_deltas > 4, "more than one of an output"
 
 
 def test_cancelling_a_run_frees_the_engine(helium_server):

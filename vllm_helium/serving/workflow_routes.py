@@ -33,6 +33,8 @@ _FORMATS = {
     "html": HTMLResponse,
 }
 
+_STREAMS = ["events", "tokens"]
+
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=ERRORS)
 
 
@@ -169,7 +171,12 @@ async def cancel_run(workflow: str, run: str, raw: Request) -> Response:
 @router.get("/{workflow}/runs/{run}/events")
 @answering
 async def watch_run(workflow: str, run: str, raw: Request) -> Response:
-    """Streams a run's events (SSE) from its beginning, or after ``Last-Event-ID``."""
+    """Streams a run's events (SSE) from its beginning, or after ``Last-Event-ID``.
+
+    With ``?stream=tokens`` also how the outputs of calls under way grow, as ``call_delta``. These
+    have no id and are never repeated: who comes back after a break gets the outputs so far at once.
+    They are told by the server that works on the run.
+    """
     service = _service(raw)
     last = raw.headers.get("last-event-id", "") or "0"
     if not re.fullmatch(r"[0-9]{1,15}", last):
@@ -178,8 +185,14 @@ async def watch_run(workflow: str, run: str, raw: Request) -> Response:
             f"Last-Event-ID: expected a number, got {last[:80]!r}",
             "last-event-id",
         )
+    wanted = raw.query_params.get("stream", "events")
+    if wanted not in _STREAMS:
+        raise RouteError(
+            HTTPStatus.BAD_REQUEST, f"stream: {wanted[:80]!r} is none of {_STREAMS}", "stream"
+        )
     await _known_run(service, workflow, run)
-    stream = _stream(service, run, int(last))
+    events = service.events(run, int(last), with_deltas=wanted == "tokens")
+    stream = _stream(events)
     return StreamingResponse(stream, media_type="text/event-stream")
 
 
@@ -200,8 +213,7 @@ async def explain_run(workflow: str, run: str, raw: Request) -> Response:
     return _FORMATS[format](text)
 
 
-async def _stream(service: WorkflowService, run: str, after: int) -> AsyncIterator[bytes]:
-    events = aiter(service.events(run, after))
+async def _stream(events: AsyncIterator[tuple[int | None, Any]]) -> AsyncIterator[bytes]:
     coming: asyncio.Task[Any] | None = None
     try:
         while True:

@@ -25,7 +25,7 @@ from helium.plan.functions import REGISTRY, Function
 from helium.plan.logical_plan import LogicalPlan
 from helium.runtime import PromptCache, RunError, RunInfo, RunResult, RunStore, Runtime
 from helium.runtime.backend import EngineBackend
-from helium.runtime.events import Event
+from helium.runtime.events import CallDelta, Event
 from helium.runtime.revisions import Revisions
 from helium.runtime.run import Run
 from helium.runtime.run_store import WRITTEN
@@ -205,11 +205,16 @@ class WorkflowService:
             None, lambda: explain(plan, format, analyze=measured, show_times=False)
         )
 
-    async def events(self, run: str, after: int = 0) -> AsyncIterator[tuple[int | None, Event]]:
+    async def events(
+        self, run: str, after: int = 0, *, with_deltas: bool = False
+    ) -> AsyncIterator[tuple[int | None, Event | CallDelta]]:
         """Yields a run's events after its event number ``after``, until nobody works on it.
 
         Written events are numbered from 1 through all sittings of a run; the others, of a run under
         way here, have no number.
+
+        Args:
+            with_deltas: Whether to tell how the outputs of calls under way here grow.
         """
         number = 0
         running = self._runtime.running(run)
@@ -225,7 +230,7 @@ class WorkflowService:
                 break
             await asyncio.sleep(POLL_S)
         if running is not None:
-            async for numbered in _live(running, number, after):
+            async for numbered in _live(running, number, after, with_deltas):
                 yield numbered
 
     async def _written(self, run: str, skip: int, last: int | None) -> AsyncIterator[Event]:
@@ -257,8 +262,10 @@ class WorkflowService:
             self._is_pruning = False
 
 
-async def _live(run: Run, number: int, after: int) -> AsyncIterator[tuple[int | None, Event]]:
-    async for event in run.events():
+async def _live(
+    run: Run, number: int, after: int, with_deltas: bool
+) -> AsyncIterator[tuple[int | None, Event | CallDelta]]:
+    async for event in run.events_and_deltas() if with_deltas else run.events():
         if isinstance(event, WRITTEN):
             number += 1
             if number > after:

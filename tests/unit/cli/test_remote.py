@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from helium.cli.main import main
 from helium.errors import EngineError
-from tests.unit.runtime.engines import Engine, echo
+from tests.unit.runtime.engines import Engine, TypistWhenAsked, echo
 from vllm_helium.serving.workflow_routes import router
 from vllm_helium.serving.workflow_service import WorkflowService
 
@@ -74,6 +74,20 @@ def test_a_run_is_submitted_listed_watched_and_explained(tmp_path, batch, capsys
         assert name in capsys.readouterr().out
         assert main(["explain", "r1", *there]) == 0
         assert "llm" in capsys.readouterr().out
+
+
+def test_what_calls_say_is_printed_as_they_say_it(tmp_path, batch, capsys):
+    with serve(tmp_path, TypistWhenAsked()) as url:
+        there = ["--server", url]
+        assert main(["submit", WORKFLOW, "--batch", batch, "--id", "r1", *there]) == 0
+        capsys.readouterr()
+        assert main(["watch", "r1", "--tokens", *there]) == 0
+        events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert events[-1]["type"] == "run_finished"
+        num_deltas = sum(event["type"] == "call_delta" for event in events)
+        assert num_deltas == 2 * 2 * TypistWhenAsked.num_parts
+    assert main(["watch", "r1", "--tokens"]) == 1
+    assert "add --server" in capsys.readouterr().err
 
 
 def test_a_run_is_cancelled_by_its_id_alone(tmp_path, batch, capsys):

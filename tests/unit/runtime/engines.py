@@ -36,3 +36,29 @@ class Engine:
             raise
         finally:
             self.num_open -= 1
+
+
+class TypistWhenAsked(Engine):
+    """Says a part more of a call's texts whenever it is asked how far it is, and all in the end."""
+
+    num_parts = 4
+
+    def __init__(self, answer=echo):
+        super().__init__(0.0, answer)
+        self.under_way = {}
+
+    async def call(self, request):
+        self.requests.append(request)
+        is_over = asyncio.Event()
+        self.under_way[id(request)] = [0, is_over]
+        await is_over.wait()
+        del self.under_way[id(request)]
+        return ModelAnswer(self.answer(request.call), 10, 4, 3)
+
+    def texts(self, request):
+        state = self.under_way[id(request)]
+        state[0] += 1
+        if state[0] >= self.num_parts:
+            state[1].set()
+        texts = self.answer(request.call)
+        return {i: text[: len(text) * state[0] // self.num_parts] for i, text in enumerate(texts)}

@@ -8,7 +8,7 @@ import pytest
 from helium import graphs, ops
 from helium.errors import EngineError
 from helium.plan.operators import Sampling
-from tests.unit.runtime.engines import Engine, echo
+from tests.unit.runtime.engines import Engine, TypistWhenAsked, echo
 from tests.unit.serving.app import register, serving
 from vllm_helium.serving import workflow_routes
 
@@ -25,9 +25,9 @@ def graph():
 PLAN = json.loads(graph().plan.to_json())
 
 
-async def numbered(client, path, last=None):
+async def numbered(client, path, last=None, stream=""):
     headers = {} if last is None else {"Last-Event-ID": str(last)}
-    answer = await client.get(path + "/events", headers=headers)
+    answer = await client.get(path + "/events" + stream, headers=headers)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/event")
     events = []
     for frame in answer.text.split("\n\n")[:-1]:
@@ -104,6 +104,39 @@ def test_events_go_on_after_the_last_one_seen(tmp_path):
             assert await numbered(client, path, 6) == []
             bad = await client.get(path + "/events", headers={"Last-Event-ID": "x"})
             assert bad.status_code == 400
+
+    run(main())
+
+
+def test_how_outputs_grow_is_told_to_those_who_ask_for_it_alone(tmp_path):
+    async def main():
+        async with serving(tmp_path, TypistWhenAsked()) as client:
+            path = await register(client, graph())
+            start = await client.post(path + "/runs", json={"inputs": {"topic": "a"}})
+            path += "/runs/" + start.json()["id"]
+            plain, told = await asyncio.gather(
+                numbered(client, path, stream="?stream=events"),
+                numbered(client, path, stream="?stream=tokens"),
+            )
+            deltas = [pair for pair in told if pair[1]["type"] == "call_delta"]
+            assert plain == [pair for pair in told if pair not in deltas]
+            assert all(number is None for number, _ in deltas)
+            texts = {}
+            for _, delta in deltas:
+                key = delta["operator"], delta["index"]
+                texts[key] = texts.get(key, "") + delta["text"]
+            done = (await client.get(path)).json()["results"]
+            assert texts == {
+                ("draft", 0): done["text"][0],
+                ("rate", 0): done["rating"][0][0],
+                ("rate", 1): done["rating"][0][1],
+            }
+            assert len(deltas) == 3 * TypistWhenAsked.num_parts
+            assert await numbered(client, path, stream="?stream=tokens") == [
+                pair for pair in plain if pair[0] is not None
+            ]
+            bad = await client.get(path + "/events?stream=words")
+            assert bad.status_code == 400 and bad.json()["error"]["param"] == "stream"
 
     run(main())
 
