@@ -13,6 +13,7 @@ from helium.plan.functions import REGISTRY, Function, unknown_function
 from helium.plan.logical_plan import LogicalPlan
 from helium.plan.operators import Data, Input, Lambda
 from helium.plan.rows import Rows
+from helium.plan.unicode import NO_UNICODE, is_unicode
 from helium.plan.validation import where
 
 
@@ -108,7 +109,9 @@ def _columns(
     columns: dict[str, str | tuple[str, ...]] = {}
     for column in plan.columns:
         values = batch[column]
-        if not isinstance(values, str):
+        if isinstance(values, str):
+            _check_text(values, column, "as its value")
+        else:
             values = tuple(values)
             for row, value in enumerate(values):
                 if not isinstance(value, str):
@@ -116,8 +119,16 @@ def _columns(
                         f"batch: column {column!r} has a {type(value).__name__} in row {row}; "
                         "every value must be a string"
                     )
+                _check_text(value, column, f"in row {row}")
         columns[column] = values
     return columns
+
+
+def _check_text(value: str, column: str, where: str) -> None:
+    if not is_unicode(value):
+        raise WorkflowError(
+            f"batch: column {column!r} has text with half a surrogate pair {where}, {NO_UNICODE}"
+        )
 
 
 def _check_functions(

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from helium.plan.functions import Function
+from helium.plan.unicode import NO_UNICODE, is_unicode
 from helium.runtime.lane import Lane
 
 _T = TypeVar("_T")
@@ -71,26 +72,32 @@ class FunctionThreads:
         if job.is_cancelled:
             return
         loop = asyncio.get_running_loop()
-        what = f"function {job.name!r}"
-        outcome: str | FunctionFailed
         try:
-            async with asyncio.timeout(job.timeout_s) as limit:
-                result = await loop.run_in_executor(
-                    self._threads, lambda: job.function(*job.arguments)
-                )
-        except Exception as error:
-            if limit.expired():
-                outcome = FunctionFailed(f"{what} took more than {job.timeout_s} s")
-            else:
-                outcome = FunctionFailed(f"{what} raised {type(error).__name__}: {error}")
-        else:
-            if isinstance(result, str):
-                outcome = result
-            else:
-                kind = type(result).__name__
-                outcome = FunctionFailed(f"{what} returned {kind}, expected str")
+            async with asyncio.timeout(job.timeout_s):
+                outcome = await loop.run_in_executor(self._threads, _outcome_of, job)
+        except TimeoutError:
+            outcome = FunctionFailed(f"function {job.name!r} took more than {job.timeout_s} s")
         if not job.is_cancelled:
             job.done(outcome)
+
+
+def _outcome_of(job: FunctionJob) -> str | FunctionFailed:
+    """Calls the function, in its thread.
+
+    Nothing it raises may leave the thread as an exception: an event loop takes ``CancelledError``,
+    ``StopIteration`` and ``SystemExit`` as something that happened to itself.
+    """
+    what = f"function {job.name!r}"
+    try:
+        result: object = job.function(*job.arguments)
+    except BaseException as error:
+        told = f"{what} raised {type(error).__name__}: {error}"
+        return FunctionFailed(told.encode(errors="backslashreplace").decode())
+    if not isinstance(result, str):
+        return FunctionFailed(f"{what} returned {type(result).__name__}, expected str")
+    if not is_unicode(result):
+        return FunctionFailed(f"{what} returned text with half a surrogate pair, {NO_UNICODE}")
+    return result
 
 
 class DaemonThreads(Executor):

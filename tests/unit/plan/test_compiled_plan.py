@@ -37,6 +37,8 @@ def plan_of(*operators):
         ({"x": ["a"], "z": ["b"]}, r"has \['z'\], which no operator reads"),
         ({"x": ["a", 3]}, "column 'x' has a int in row 1"),
         ({"x": [b"a"]}, "column 'x' has a bytes in row 0"),
+        ({"x": ["a", "\ud800"]}, "column 'x' has text with half a surrogate pair in row 1"),
+        ({"x": "\udfff"}, "column 'x' has text with half a surrogate pair as its value"),
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(batch, message):

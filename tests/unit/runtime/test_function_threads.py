@@ -1,6 +1,7 @@
 """User functions: as many at once as may be, stuck ones in nobody's way."""
 
 import asyncio
+import concurrent.futures
 import subprocess
 import sys
 import threading
@@ -83,6 +84,31 @@ def test_a_timeout_of_the_functions_own_is_an_error_of_its_own():
 
     (outcome,) = outcomes_of([slow_service]).values()
     assert str(outcome) == "function 'f0' raised TimeoutError: the service is slow"
+
+
+class Untold(Exception):
+    def __str__(self):
+        return "bad \ud800"
+
+
+RAISED = [StopIteration(), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Untold()]
+RAISED += [asyncio.CancelledError(), concurrent.futures.CancelledError()]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__module__)
+def test_whatever_a_function_raises_is_an_error_of_its_own(error):
+    def bad():
+        raise error
+
+    outcomes = outcomes_of([bad, lambda: "good"])
+    assert outcomes[1] == "good"
+    assert type(error).__name__ in str(outcomes[0]) and str(outcomes[0]).encode()
+
+
+def test_text_that_cannot_be_sent_is_an_error_of_the_function():
+    outcomes = outcomes_of([lambda: "a\ud800", lambda: "\U0001f600"])
+    assert "surrogate" in str(outcomes[0]) and isinstance(outcomes[0], FunctionFailed)
+    assert outcomes[1] == "\U0001f600"
 
 
 def test_a_cancelled_job_is_not_heard_of():
