@@ -1,9 +1,11 @@
-"""Random requests to the workflow routes: nothing may end in an undeclared 5xx.
+"""Random requests to our routes: nothing may end in an undeclared 5xx.
 
-    python -m tests.unit.serving.fuzz --server http://localhost:8000 --count 2000
+    python -m tests.unit.serving.fuzz [--server http://localhost:8000] [--count 2000]
 
-The requests are the same for the same seed. Half of the plans are valid by construction, so that
-runs are reached; the others have something changed, somewhere.
+Without ``--server`` one is started: ``vllm serve --helium`` with the tiny model. The requests are
+the same for the same seed. Half of the plans are valid by construction, so that runs are reached;
+the others have something changed, somewhere. A server with an engine also gets engine plans and
+completions with contexts.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import json
 import random
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 DECLARED = {200, 202, 307, 400, 404, 405, 409, 413, 422, 429, 503}
 """What our routes may answer; 307 redirects a trailing slash, 503 says that a disk is full."""
@@ -29,17 +35,18 @@ NAMES = ["n0", "n1", "n2", "n3", "n4", "out", "ghost", ""]
 class Fuzzer:
     """Makes requests, and remembers the ids that came back."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, has_engine: bool = False) -> None:
         self.random = random.Random(seed)
+        self.weights = [30, 30, 12, 6, 6, 6, 2, 8, *([10, 10, 5] if has_engine else [0, 0, 0])]
+        self.digests: list[str] = []
         self.workflows: list[str] = []
         self.runs: list[tuple[str, str]] = []
 
     def request(self) -> tuple[str, str, bytes | None, dict[str, str]]:
         """Returns method, path, body and headers."""
-        kind = self.random.choices(
-            ["register", "run", "read", "watch", "explain", "cancel", "drop", "odd"],
-            [30, 30, 12, 6, 6, 6, 2, 8],
-        )[0]
+        kinds = ["register", "run", "read", "watch", "explain", "cancel", "drop", "odd"]
+        kinds += ["plan", "complete", "engine"]
+        kind = self.random.choices(kinds, self.weights)[0]
         workflow = self._workflow()
         run = self._run()
         match kind:
@@ -61,6 +68,16 @@ class Fuzzer:
                 return "DELETE", f"/v1/workflows{run}", None, {}
             case "drop":
                 return "DELETE", f"/v1/workflows/{workflow}", None, {}
+            case "plan":
+                rank = self.random.choice([{}, {}, {}, {"x-data-parallel-rank": "7"}])
+                return "POST", "/v1/helium/plans", self._body(self._engine_plan()), rank
+            case "complete":
+                path, body = self._completion()
+                return "POST", path, self._body(body), {"content-type": "application/json"}
+            case "engine":
+                path = self.random.choice(["plans", "status", f"plans/{self._digest()}"])
+                method = self.random.choice(["GET", "GET", "DELETE"])
+                return method, f"/v1/helium/{path}", None, {}
         method = self.random.choice(["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"])
         tail = self.random.choice(["", "/", "/%00", "/..%2f", "/a/runs/", "/%ff/runs/%fe", "/'--"])
         return method, "/v1/workflows" + tail, self._body(self.random.choice(JUNK)), {}
@@ -71,9 +88,11 @@ class Fuzzer:
             found = json.loads(answer)
         except ValueError:
             return
-        if not isinstance(found, dict) or "id" not in found:
+        if not isinstance(found, dict):
             return
-        if found.get("object") == "workflow":
+        if "digest" in found:
+            self.digests = [*self.digests[-20:], found["digest"]]
+        if found.get("object") == "workflow" and "id" in found:
             self.workflows = [*self.workflows[-50:], found["id"]]
         elif found.get("object") == "workflow.run":
             self.runs = [*self.runs[-50:], (found["workflow"], found["id"])]
@@ -152,6 +171,73 @@ class Fuzzer:
             prompt = {"messages": [{"role": "user", "content": text}]}
         return {"type": "llm", "name": name, "sampling": sampling, **prompt}
 
+    def _digest(self) -> str:
+        known = self.random.choice(self.digests) if self.digests else "a" * 64
+        return self.random.choice([known, known, known, "0" * 64, "ghost", "%00"])
+
+    def _engine_plan(self) -> object:
+        """A plan with templates; numbers are often the largest there are."""
+        numbers = [0, 1, 2, 40, 2**31, 2**53 - 1]
+        templates: list[dict[str, object]] = [{"parent": 0}]
+        for _ in range(self.random.randrange(5)):
+            node: dict[str, object] = {"parent": self.random.randrange(len(templates))}
+            node["num_uses"] = self.random.choice(numbers)
+            if self.random.random() < 0.6:
+                # Some are tokens that the model does not have.
+                largest = self.random.choice([100, 100, 100, 2**31 - 1])
+                length = self.random.choice([0, 1, 40, 300])
+                node["token_ids"] = [self.random.randint(0, largest) for _ in range(length)]
+                node["num_tokens"] = length
+            else:
+                node["num_tokens"] = self.random.choice(numbers)
+                node["num_join_tokens"] = self.random.choice(numbers)
+            templates.append(node)
+        operators = []
+        for number in range(self.random.randrange(5)):
+            path = []
+            node_number = self.random.randrange(len(templates))
+            while node_number:
+                path.insert(0, node_number)
+                node_number = int(str(templates[node_number]["parent"]))
+            operators.append(
+                {
+                    "name": f"n{number}",
+                    "rank": self.random.choice(numbers),
+                    "num_calls": self.random.choice(numbers),
+                    "output_tokens": self.random.choice([0, 3.5, 1e9, 1e300]),
+                    "template": path,
+                    "reads": [f"n{self.random.randrange(number + 1)}"] if number else [],
+                }
+            )
+        plan: dict[str, object] = {"version": 1, "workflow": "w", "operators": operators}
+        plan["templates"] = templates
+        if self.random.random() < 0.3:
+            plan["cache_salt"] = self.random.choice(["a", "b"])
+        return self._spoil(plan) if self.random.random() < 0.4 else plan
+
+    def _completion(self) -> tuple[str, object]:
+        """A call of an engine plan, known or not."""
+        numbers = [0, 1, 3, 40, 2**53 - 1]
+        context: dict[str, object] = {
+            "plan": self._digest(),
+            "run": self.random.choice(["r1", "r2"]),
+            "operator": self.random.choice(NAMES),
+            "row": self.random.choice(numbers),
+        }
+        if self.random.random() < 0.3:
+            context["rank"] = self.random.choice(numbers)
+        if self.random.random() < 0.3:
+            length = self.random.randrange(4)
+            context["segment_lengths"] = [self.random.choice(numbers) for _ in range(length)]
+        text = "a b " * self.random.choice([1, 20, 200])
+        body: dict[str, object] = {"model": "tiny", "max_tokens": self.random.choice([1, 2, 5])}
+        body["workflow"] = self._spoil(context) if self.random.random() < 0.3 else context
+        if self.random.random() < 0.3:
+            body["cache_salt"] = self.random.choice(["a", "b", ""])
+        if self.random.random() < 0.5:
+            return "/v1/completions", body | {"prompt": text}
+        return "/v1/chat/completions", body | {"messages": [{"role": "user", "content": text}]}
+
     def _spoil(self, value: object) -> object:
         """Changes something, somewhere."""
         if isinstance(value, dict) and value and self.random.random() < 0.9:
@@ -169,13 +255,15 @@ class Fuzzer:
         return self.random.choice(NAMES if isinstance(value, str) else JUNK)
 
 
-async def fuzz(client: object, count: int, seed: int = 0, workers: int = 8) -> collections.Counter:
+async def fuzz(
+    client: object, count: int, seed: int = 0, workers: int = 8, has_engine: bool = False
+) -> collections.Counter:
     """Sends requests; returns how many were answered by status.
 
     Raises:
         AssertionError: An answer is an undeclared status; says to which request.
     """
-    fuzzer = Fuzzer(seed)
+    fuzzer = Fuzzer(seed, has_engine)
     statuses: collections.Counter = collections.Counter()
     left = iter(range(count))
 
@@ -194,23 +282,49 @@ async def fuzz(client: object, count: int, seed: int = 0, workers: int = 8) -> c
     return statuses
 
 
-async def _main(options: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def _server(address: str | None) -> Iterator[str]:
+    """Yields the address of a server, one of our own where none is given."""
+    if address:
+        yield address
+        return
+    from tests.e2e.conftest import serve, stop
+
+    with tempfile.TemporaryDirectory() as folder:
+        state = str(Path(folder) / "state")
+        prompts = str(Path(folder) / "prompts.db")
+        options = ["--helium-state-dir", state, "--helium-prompt-cache", prompts]
+        server = serve(Path(folder), "--helium", *options)
+        try:
+            yield server.base_url
+            if server.process.poll() is not None:
+                raise SystemExit(f"the server ended:\n{server.log.read_text()[-4000:]}")
+        finally:
+            stop(server)
+
+
+async def _main(options: argparse.Namespace, server: str) -> None:
     import httpx
 
     headers = {"authorization": f"Bearer {options.api_key}"}
-    async with httpx.AsyncClient(base_url=options.server, headers=headers, timeout=600) as client:
+    async with httpx.AsyncClient(base_url=server, headers=headers, timeout=600) as client:
+        has_engine = (await client.get("/v1/helium/status")).status_code == 200
         started = time.perf_counter()
-        statuses = await fuzz(client, options.count, options.seed)
+        statuses = await fuzz(client, options.count, options.seed, has_engine=has_engine)
         elapsed_s = time.perf_counter() - started
         health = await client.get("/health")
     print(f"{options.count} requests in {elapsed_s:.0f} s: {dict(sorted(statuses.items()))}")
     print(f"/health afterwards: {health.status_code}")
+    if health.status_code != 200:
+        raise SystemExit("the engine is not alive")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--server", required=True)
+    parser.add_argument("--server", help="address; a server of its own is started if unset")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--api-key", default="none")
-    asyncio.run(_main(parser.parse_args()))
+    arguments = parser.parse_args()
+    with _server(arguments.server) as address:
+        asyncio.run(_main(arguments, address))
