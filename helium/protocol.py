@@ -170,7 +170,7 @@ def _decode(raw: bytes | dict[str, Any], kind: type[_T], limit: int) -> _T:
             message = msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         raise PlanError(f"{what}: {error}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{what}: not valid JSON: {error}") from None
     if message.version != PROTOCOL_VERSION:
         raise PlanError(

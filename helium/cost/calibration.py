@@ -107,7 +107,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         if isinstance(content, dict) and "calibration" in content:
             content = content["calibration"]
         return msgspec.convert(content, Calibration)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"calibration {os.fspath(path)!r}: {error}; expected the JSON that "
             "benchmarks/gpu/run_workflows.py writes"

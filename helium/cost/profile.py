@@ -71,7 +71,7 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True):
         """
         try:
             profile = msgspec.json.decode(raw, type=cls)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"profile: {error}; write it with Profile.to_json") from None
         if profile.version != PROFILE_VERSION:
             raise PlanError(

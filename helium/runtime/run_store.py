@@ -215,7 +215,7 @@ class RunStore:
                 )
             spec = msgspec.json.decode(row[0], type=RunSpec)
             spec.compiled.plan.validate()
-        except (msgspec.MsgspecError, WorkflowError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, WorkflowError) as error:
             raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
         return spec
 
@@ -255,7 +255,7 @@ class RunStore:
             ).fetchall()
         try:
             return [(number, msgspec.json.decode(raw, type=Event)) for number, raw in rows]
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
 
     def num_events(self, run: str) -> int:

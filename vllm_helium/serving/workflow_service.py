@@ -115,6 +115,8 @@ class WorkflowService:
                 logger.info("run %s goes on", info.id)
             except HeliumError as error:
                 logger.warning("run %s does not go on: %s", info.id, error)
+            except Exception:  # a mistake of ours must not keep the others waiting
+                logger.exception("run %s does not go on", info.id)
 
     async def register(self, name: str, plan: LogicalPlan) -> WorkflowInfo:
         """Registers a workflow that this server can run; again changes nothing.

@@ -146,7 +146,9 @@ def test_rank_may_be_null():
     assert decode_workflow_context(raw).rank is None
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"plan": 1e999}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"\xa0', b'{"plan": 1e999}']
+)
 def test_broken_json_is_a_plan_error(raw):
     for decode in (decode_engine_plan, decode_workflow_context):
         with pytest.raises(PlanError):

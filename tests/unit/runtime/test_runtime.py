@@ -420,9 +420,11 @@ def test_a_workflow_is_found_again_under_other_names_and_not_under_another_text(
 
 def test_a_profile_that_cannot_be_read_is_learned_anew(tmp_path, caplog):
     profiles = ProfileStore(tmp_path)
-    (tmp_path / "abc.json").write_text("{")
-    assert profiles.load("abc").outputs == {}
-    assert "starting anew" in caplog.text
+    for damaged in (b"{", b'{"\xa0'):
+        caplog.clear()
+        (tmp_path / "abc.json").write_bytes(damaged)
+        assert profiles.load("abc").outputs == {}
+        assert "starting anew" in caplog.text
 
 
 def test_the_data_folder_follows_the_environment(monkeypatch, tmp_path):
@@ -490,6 +492,8 @@ def test_a_store_keeps_a_spec_exactly(tmp_path):
         ("UPDATE runs SET spec = '{'", "damaged"),
         ("UPDATE runs SET spec = json_set(spec, '$.version', 99)", "version 99"),
         ("INSERT INTO events VALUES (1, 'r1', '{\"type\": \"?\"}')", "damaged"),
+        ("UPDATE runs SET spec = x'7b22a0'", "damaged"),
+        ("INSERT INTO events VALUES (1, 'r1', x'7b22a0')", "damaged"),
         ("DROP TABLE events", "cannot be read"),
     ],
 )

@@ -1,10 +1,13 @@
 """Runs side by side on one server, in virtual time."""
 
 import asyncio
+import sqlite3
 
 from helium import graphs, ops
+from helium.plan.compiled_plan import bind
 from helium.plan.operators import Sampling
 from helium.runtime import EngineGone, PromptCache
+from helium.runtime.run_store import RunSpec
 from tests.unit.runtime.engines import Engine
 from tests.unit.runtime.virtual_time import run
 from vllm_helium.serving import workflow_service
@@ -156,3 +159,24 @@ def test_a_large_run_whose_engine_dies_is_left_off_and_ended_by_the_next_server(
     assert status == "done" and result.failures == []
     assert num_made == len(rows) - left_off.num_done
     assert [text.split("|")[0] for text in result.outputs["said"]] == [f"say {w}" for w in rows]
+
+
+def test_a_run_that_cannot_go_on_keeps_no_other_one_from_it(tmp_path, monkeypatch):
+    async def main():
+        service = WorkflowService(Engine(), None, tmp_path)
+        spec = RunSpec("w", "s", bind(plan(), {"word": ["a"]}))
+        for name in ("damaged", "puzzling", "sound"):
+            service.runs.create(name, spec)
+        with sqlite3.connect(tmp_path / "runs.db") as other:
+            other.execute("UPDATE runs SET spec = x'7b22a0' WHERE id = 'damaged'")
+        load = service.runs.load
+        monkeypatch.setattr(service.runs, "load", lambda run: load(run) if run != "puzzling" else 1)
+        try:
+            await service.resume_all()
+            await service.wait("sound")
+            return {info.id: info.status for info in service.runs.runs()}
+        finally:
+            await service.close()
+
+    statuses = asyncio.run(main())
+    assert statuses == {"damaged": "interrupted", "puzzling": "interrupted", "sound": "done"}
