@@ -129,8 +129,9 @@ def collect_calls(compiled: CompiledPlan, workflow: str, seed: int) -> Calls:
     )
 
 
-def lower_bound(calls: Calls, cost: RooflineModel) -> Bound:
-    """Returns the bound for one engine."""
+def lower_bound(calls: Calls, cost: RooflineModel, num_kv_tokens: int | None = None) -> Bound:
+    """Returns the bound for one engine, whose KV cache is the device's unless given."""
+    num_kv_tokens = num_kv_tokens or cost.kv_capacity_tokens
     device, shape = cost.device, cost.shape
     num_output = sum(calls.output_tokens)
     context = sum(_held(calls.prompt_tokens, calls.output_tokens))
@@ -138,7 +139,7 @@ def lower_bound(calls: Calls, cost: RooflineModel) -> Bound:
     num_decodes = num_output - len(calls.output_tokens)
     num_steps = max(
         calls.critical_tokens,
-        _windows(np.array(calls.heads), np.array(calls.tails), held / cost.kv_capacity_tokens),
+        _windows(np.array(calls.heads), np.array(calls.tails), held / num_kv_tokens),
         -(-num_decodes // MAX_NUM_SEQS),
     )
     # As in the cost model: a step takes the longer of both, so all steps take at least each sum.
@@ -162,10 +163,11 @@ def bounds(setting: Setting) -> dict[str, tuple[Calls, Bound]]:
     cost = RooflineModel.preset(setting.device, setting.model)
     written = setting.workload().compile()
     variants = {"as written": written, "optimized": optimize(written, Switches()).compiled}
+    num_kv_tokens = setting.num_blocks * BLOCK_SIZE if setting.num_blocks else None
     result = {}
     for name, compiled in variants.items():
         calls = collect_calls(compiled, setting.workflow, setting.seed)
-        result[name] = calls, lower_bound(calls, cost)
+        result[name] = calls, lower_bound(calls, cost, num_kv_tokens)
     return result
 
 
@@ -238,6 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     agents.add_argument("--both", action="store_true", help="as published, and all different")
     add("--device", default="H100-80GB", choices=[name for name in DEVICES if name != "cpu"])
     add("--model", default="Qwen3-8B", choices=list(MODELS))
+    add("--blocks", type=int, help="KV blocks of the engine, instead of the device's memory")
     add("--seed", type=int, default=0)
     add("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
@@ -250,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 is_distinct=is_distinct,
                 device=options.device,
                 model=options.model,
+                num_blocks=options.blocks,
                 seed=options.seed,
             )
             found = bounds(setting)

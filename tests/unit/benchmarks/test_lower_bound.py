@@ -27,6 +27,9 @@ def test_calls_that_do_not_fit_together_take_more_steps():
     prompt, output = capacity // 4, 11  # four fit; forty take ten turns
     alone = Calls([prompt] * 40, [prompt] * 40, [output] * 40, 40 * prompt, [0] * 40, [0] * 40)
     assert lower_bound(alone, COST).num_steps == pytest.approx(10 * (output - 1), abs=2)
+    assert lower_bound(alone, COST, 2 * capacity).num_steps == pytest.approx(
+        5 * (output - 1), abs=2
+    )
     shared = Calls([prompt] * 40, [prompt / 40] * 40, [output] * 40, prompt, [0] * 40, [0] * 40)
     assert lower_bound(shared, COST).num_steps == output
 
