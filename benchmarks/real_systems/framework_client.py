@@ -6,6 +6,10 @@ Imports nothing of this project. JOB holds ``framework``, ``api``, ``model`` and
 as ``jobs.py`` describes it. RESULT gets the seconds it took, without imports, and every call:
 operator, row, digest of its prompt, text. Both frameworks are used as their
 documentation shows: all rows at once, independent agents side by side.
+
+Retries are left as the clients have them. Both ends give up an unused connection after 5 s: a
+request written on one in the moment in which vLLM closes it fails with "Server disconnected without
+sending a response", and the client makes it again.
 """
 
 from __future__ import annotations

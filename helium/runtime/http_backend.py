@@ -25,6 +25,14 @@ _OPENAI_FIELDS = (
 
 _STATUS_TIMEOUT_S = 10.0
 
+_IDLE_CONNECTION_S = 3.0
+"""How long an unused connection is kept: less than the 5 s after which vLLM closes it.
+
+The client's own default is 5 s too. A request written while the server closes is lost ("Server
+disconnected without sending a response"); calls that come together after a lull lose several at
+once, and the engine would be taken for dead.
+"""
+
 _PASSING = (408, 409, 425, 429)
 """Statuses below 500 of a server that may answer the same request later."""
 
@@ -49,9 +57,15 @@ class HttpBackend:
         timeout_s: float = 3600.0,
         rank: int | None = None,
     ) -> None:
-        from openai import AsyncOpenAI
+        from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI, DefaultAsyncHttpxClient
 
+        limits = type(DEFAULT_CONNECTION_LIMITS)(
+            max_connections=DEFAULT_CONNECTION_LIMITS.max_connections,
+            max_keepalive_connections=DEFAULT_CONNECTION_LIMITS.max_keepalive_connections,
+            keepalive_expiry=_IDLE_CONNECTION_S,
+        )
         self._client: AsyncOpenAI = AsyncOpenAI(
+            http_client=DefaultAsyncHttpxClient(limits=limits),
             base_url=base_url,
             api_key=api_key,
             timeout=timeout_s,

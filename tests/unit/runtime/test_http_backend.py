@@ -10,10 +10,20 @@ from helium import graphs, ops
 from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.plan.operators import Sampling
-from helium.runtime import EngineUnavailable, ModelCall, RetryPolicy, Runtime, RuntimeOptions
+from helium.runtime import (
+    EngineUnavailable,
+    ModelCall,
+    RetryPolicy,
+    Runtime,
+    RuntimeOptions,
+    http_backend,
+)
 from helium.runtime.http_backend import HttpBackend, http_backends
 from helium.templates.tokenizer import WordTokenizer
 from tests.unit.cli.http_server import serve
+
+VLLM_KEEPS_S = 5.0
+"""How long vLLM keeps a connection open on which no request comes, by default."""
 
 
 @pytest.fixture
@@ -148,3 +158,27 @@ def test_a_server_that_restarts_in_the_middle_costs_no_row():
     (result,) = results
     assert result.failures == []
     assert result.outputs == {"out": [f"<of <{row}>>" for row in rows]}
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_an_unused_connection_is_given_up_before_the_server_closes_it(server, monkeypatch, is_kept):
+    assert http_backend._IDLE_CONNECTION_S < VLLM_KEEPS_S
+    monkeypatch.setattr(http_backend, "_IDLE_CONNECTION_S", 3600.0 if is_kept else 0.0)
+    ports = []
+    reply = server.RequestHandlerClass._reply
+
+    def noted(handler, *arguments):
+        ports.append(handler.client_address[1])
+        reply(handler, *arguments)
+
+    monkeypatch.setattr(server.RequestHandlerClass, "_reply", noted)
+
+    async def main():
+        backend = HttpBackend(server.url, model="served")
+        await backend.call(chat("a"))
+        await asyncio.sleep(0.001)  # a connection used at this very moment is not unused
+        await backend.call(chat("b"))
+        await backend.close()
+
+    asyncio.run(main())
+    assert len(set(ports)) == (1 if is_kept else 2)
