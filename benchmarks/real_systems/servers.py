@@ -39,11 +39,13 @@ class Tokens(NamedTuple):
         num_prompt: Of all prompts.
         num_computed: Those of them that the prefix cache did not have.
         num_output: Generated.
+        num_steps: Steps of the engine; each reads all weights once, however few tokens it has.
     """
 
     num_prompt: int = 0
     num_computed: int = 0
     num_output: int = 0
+    num_steps: int = 0
 
     def since(self, before: Tokens) -> Tokens:
         """Returns what came after an earlier state."""
@@ -56,6 +58,7 @@ _COUNTERS = {
         r'^vllm:prompt_tokens_by_source_total\{.*source="local_compute".*\} (\S+)$', re.M
     ),
     "num_output": re.compile(r"^vllm:generation_tokens_total\{.*\} (\S+)$", re.M),
+    "num_steps": re.compile(r"^vllm:iteration_tokens_total_count\{.*\} (\S+)$", re.M),
 }
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks.baselines.dataflow import run_dataflow
 from benchmarks.baselines.orders import ordered, unordered
 from benchmarks.real_systems.environments import ensure
+from benchmarks.real_systems.floor import Messages, least_prefill_tokens
 from benchmarks.real_systems.jobs import job_of, prompt_digest
 from benchmarks.real_systems.servers import MODEL, Server, Tokens
 from benchmarks.workflows import Workload
@@ -22,7 +23,7 @@ from helium.errors import EngineError
 from helium.protocol import EnginePlan
 from helium.runtime import ModelAnswer, ModelCall, PromptCache, Runtime
 from helium.runtime.http_backend import HttpBackend
-from helium.templates.tokenizer import TransformersTokenizer
+from helium.templates.tokenizer import PromptTokenizer, TransformersTokenizer
 
 FRAMEWORKS = ("langgraph", "agentscope")
 ORDERS = ("query_wise", "op_wise", "random", "dataflow")
@@ -40,6 +41,8 @@ class Day(NamedTuple):
         answers: Digest of a call's prompt -> text of the answer.
         num_calls: Calls made; equal prompts count each time.
         tokens: What the server counted.
+        least_prefill_tokens: Prompt tokens of these calls were every common one computed once;
+            ``None`` where that was not looked at.
     """
 
     elapsed_s: float
@@ -47,6 +50,7 @@ class Day(NamedTuple):
     answers: dict[str, str]
     num_calls: int
     tokens: Tokens = Tokens()
+    least_prefill_tokens: int | None = None
 
 
 def run(name: str, server: Server, days: Sequence[Workload], model: Path) -> list[Day]:
@@ -99,6 +103,7 @@ class _Recorder:
 
     def forget(self) -> None:
         self.answers: dict[str, str] = {}
+        self.conversations: list[tuple[Messages, str]] = []
         self.num_calls = 0
 
     async def register(self, plan: EnginePlan) -> None:
@@ -107,6 +112,7 @@ class _Recorder:
     async def call(self, request: ModelCall) -> ModelAnswer:
         answer = await self._engine.call(request)
         self.answers[prompt_digest(request.call.messages)] = answer.texts[0]
+        self.conversations.append((request.call.messages, answer.texts[0]))
         self.num_calls += 1
         return answer
 
@@ -115,6 +121,7 @@ async def _run_days(
     server: Server,
     days: Sequence[Workload],
     run_one: Callable[[_Recorder, Workload], Coroutine[Any, Any, None]],
+    tokenizer: PromptTokenizer | None = None,
 ) -> list[Day]:
     backend = HttpBackend(server.api, model=MODEL)
     recorder = _Recorder(backend)
@@ -128,7 +135,11 @@ async def _run_days(
             await run_one(recorder, day)
             elapsed_s, used_s = time.perf_counter() - started, server.cpu_s() - cpu_s
             tokens = server.tokens().since(tokens)
-            found.append(Day(elapsed_s, used_s, recorder.answers, recorder.num_calls, tokens))
+            measured = Day(elapsed_s, used_s, recorder.answers, recorder.num_calls, tokens)
+            if tokenizer is not None:
+                least = least_prefill_tokens(recorder.conversations, tokenizer)
+                measured = measured._replace(least_prefill_tokens=least)
+            found.append(measured)
     finally:
         await backend.close()
     return found
@@ -195,7 +206,7 @@ async def _run_helium(server: Server, days: Sequence[Workload], model: Path) -> 
                 )
 
         try:
-            return await _run_days(server, days, run_one)
+            return await _run_days(server, days, run_one, tokenizer)
         finally:
             for runtime in runtimes.values():
                 await runtime.close()
