@@ -18,6 +18,7 @@ from benchmarks.workflows import WORKFLOWS, Workload
 from benchmarks.workflows.datasets import load_batch
 from helium.cost import RooflineModel
 from helium.errors import ConfigError
+from vllm_helium.simulator.engine import SimulatedEngine
 from vllm_helium.simulator.engine_options import EngineOptions
 from vllm_helium.simulator.figures import CallRecord, EngineFigures, quantile
 from vllm_helium.simulator.simulation import Simulation
@@ -167,6 +168,12 @@ def run_system(setting: Setting, system: System) -> dict[str, Any]:
     }
 
 
+def _num_host_blocks(engine: SimulatedEngine) -> int:
+    """Returns the slots of an engine's host tier; 0 where it has none."""
+    describe = getattr(engine.scheduler.kv_cache_manager, "describe", dict)
+    return sum(describe().get("host", {}).get("slots", {}).values())
+
+
 def _host_link(simulation: Simulation) -> dict[str, Any]:
     """Returns what the engines moved to and from host memory, added up."""
     total: dict[str, Any] = {}
@@ -211,4 +218,11 @@ def _figures(
             "hit_ratio": num_hits * block_size / figures.num_prompt_tokens,
             "gap_ratio": 1 - figures.num_cached_tokens / (num_hits * block_size or math.inf),
         }
+        if num_host_blocks := sum(_num_host_blocks(engine) for engine in simulation.engines):
+            # A hit in either tier saves the same computing: one cache of both capacities.
+            values["offline_bound"]["num_hits_two_tiers"] = sum(
+                belady_bound(trace, engine.num_blocks - 1 + _num_host_blocks(engine)).num_hits
+                for trace, engine in simulation.traced_engines()
+            )
+            values["num_host_blocks"] = num_host_blocks
     return values

@@ -9,6 +9,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
 from vllm_helium.integration.kv_cache_manager_path import RequestPath, known_path
+from vllm_helium.prefix_cache.index import Match
 from vllm_helium.tiering.costs import StepCosts
 from vllm_helium.tiering.figures import TierFigures
 from vllm_helium.tiering.moves import StepMoves
@@ -46,8 +47,9 @@ class HostTier:
         self._num_running = num_running
         self._prefetcher = Prefetcher(pool.index, options.max_step_blocks)
         self._num_loaded = 0
-        # Requests that asked in this step and were not admitted (yet), the next one first.
-        self._refused: dict[str, RequestPath] = {}
+        # Requests of this step that wait for their blocks to come back, the next one first.
+        self._awaited: list[RequestPath] = []
+        self._num_promised = 0  # free blocks kept for them until the step's end
         self.costs = StepCosts(options.load_s)
         self.figures = TierFigures()
 
@@ -59,8 +61,11 @@ class HostTier:
         """
         path = known_path(request)
         match = path.match if path is not None else None
-        if match is None or not match.slots:
+        if match is None:
             return 0
+        if self._num_promised and self._takes_promised(request, match):
+            self.figures.num_deferrals += 1
+            return None
         num_slots = len(match.slots)
         size = self._pool.hash_block_size
         if match.num_tokens // size * size != num_device_tokens:
@@ -70,32 +75,55 @@ class HostTier:
         if not self.costs.is_load_cheaper(num_slots, match.num_host_tokens):
             self.figures.num_recomputed_blocks += num_slots
             return 0
-        self._refused[request.request_id] = path
-        if self._must_wait(path, num_slots):
+        if self._must_wait(request, path, num_slots):
             return None
         self._pool.index.lock_slots(match.slots)
         return int(match.num_host_tokens)
 
-    def _must_wait(self, path: RequestPath, num_slots: int) -> bool:
+    def _must_wait(self, request: Request, path: RequestPath, num_slots: int) -> bool:
         """Whether the request had better wait for a step.
 
         Either its load would hold running requests up for longer than one step may, or its blocks
         come in beside the step that runs meanwhile, at less cost than all of them waiting for it.
+        They come only into blocks that it can have in the next step, and nobody else is admitted
+        into those before; else running requests would take them again while it waits for room.
         """
-        if self._is_idle():
+        if path.num_waits >= MAX_WAITS or self._is_idle():
             return False
         is_long = self._num_loaded + num_slots > self._options.max_step_blocks
+        can_prefetch = self._options.has_prefetch and self._has_room(request, path.match)
         if not is_long and not (
-            self._options.has_prefetch
+            can_prefetch
             and path.num_waits == 0
-            and self.costs.is_wait_cheaper(num_slots, self._num_running())
+            and self.costs.is_wait_cheaper(
+                num_slots, self._num_running(), 1 + self.figures.deferrals_per_wait
+            )
         ):
-            return False
-        if path.num_waits >= MAX_WAITS:
             return False
         path.num_waits += 1
         self.figures.num_waits += 1
+        if can_prefetch:
+            self._awaited.append(path)
+            self._num_promised += self._num_needed(request, path.match)
         return True
+
+    def _has_room(self, request: Request, match: Match) -> bool:
+        """Whether the request fits beside those promised room, and a step's growth of all."""
+        num_free = self._pool.index.num_free - self._num_promised - self._num_running()
+        return self._num_needed(request, match) <= num_free
+
+    def _takes_promised(self, request: Request, match: Match) -> bool:
+        """Whether admitting the request is possible only at the cost of one that waits."""
+        is_possible = self._num_needed(request, match) <= self._pool.index.num_free
+        return is_possible and not self._has_room(request, match)
+
+    def _num_needed(self, request: Request, match: Match) -> int:
+        """Free blocks that admitting a request takes: all but what others hold already."""
+        size, blocks = self._pool.hash_block_size, self._pool.blocks
+        num_held = sum(
+            blocks[block].ref_cnt > 0 for block in match.blocks[: match.num_tokens // size]
+        )
+        return -(-request.num_tokens // size) - num_held
 
     def _is_idle(self) -> bool:
         """Whether no request holds a block; the null block is always held."""
@@ -110,7 +138,6 @@ class HostTier:
         slots = path.match.slots[: -(-num_tokens // size)]
         self._pool.index.load(block_ids[first : first + len(slots)], slots)
         self._num_loaded += len(slots)
-        self._refused.pop(request.request_id, None)
         self.figures.saved_s += self.costs.saved_s(len(slots), num_tokens)
 
     def step_scheduled(self, num_scheduled_tokens: dict[str, int]) -> None:
@@ -122,14 +149,13 @@ class HostTier:
 
     def take_moves(self) -> StepMoves:
         """Ends a step's scheduling: adds prefetches, hands over all moves."""
-        if self._options.has_prefetch and self._refused:
+        if self._awaited:
             waiting = [
-                WaitingPrefix(path.namespace, path.tokens, path.labels)
-                for path in self._refused.values()
+                WaitingPrefix(path.namespace, path.tokens, path.labels) for path in self._awaited
             ]
             self._prefetcher.run(waiting, self._num_loaded)
-        self._refused.clear()
-        self._num_loaded = 0
+        self._awaited.clear()
+        self._num_loaded = self._num_promised = 0
         moves = StepMoves(*self._pool.index.take_moves())
         num_beyond_staging = len(moves.stores[0]) - self._options.num_staged_blocks
         self.figures.num_waited_blocks += len(moves.loads[0]) + max(0, num_beyond_staging)

@@ -57,9 +57,11 @@ class StepCosts:
             return True
         return num_blocks * self.load_s <= num_tokens * self.prefill_token_s
 
-    def is_wait_cheaper(self, num_blocks: int, num_running: int) -> bool:
-        """Whether one step's wait of one request costs less than a load costs all that run."""
-        return self.step_s is not None and num_running * num_blocks * self.load_s > self.step_s
+    def is_wait_cheaper(self, num_blocks: int, num_running: int, num_waiting: float = 1.0) -> bool:
+        """Whether one step's wait of some requests costs less than a load costs all that run."""
+        if self.step_s is None:
+            return False
+        return num_running * num_blocks * self.load_s > num_waiting * self.step_s
 
     def saved_s(self, num_blocks: int, num_tokens: int) -> float:
         """Estimated seconds that loading saves; 0 as long as nothing is known."""

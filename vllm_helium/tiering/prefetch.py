@@ -1,8 +1,9 @@
 """What comes back from the host before its request is admitted.
 
-Only what a request at the head of the queue has just been refused, because its turn is next.
-Nothing reserves what came back: in a simulated full cache 44 % of it was given up again unused.
-Blocks that come back take the place of blocks that are needed later, or never.
+Only what a request waits for that will be admitted in the next step: its turn is next, and there is
+room that nobody else gets meanwhile. While a request waits for room, what came back for it would be
+given up again: in a simulated full cache 44 % was. Blocks that come back take the place of blocks
+that are needed later, or never.
 
 Source: Helium, section 5 (proactive caching). Prefetching what the plan's next operators read while
 the operator before them runs was tried and dropped: an answer takes hundreds of steps, a transfer

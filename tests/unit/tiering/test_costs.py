@@ -36,6 +36,7 @@ def test_a_request_waits_where_many_would_wait_for_its_load():
     assert costs.step_s == pytest.approx(0.02)
     assert costs.is_wait_cheaper(num_blocks=100, num_running=3)
     assert not costs.is_wait_cheaper(num_blocks=100, num_running=2)
+    assert not costs.is_wait_cheaper(num_blocks=100, num_running=3, num_waiting=2.0)
 
 
 def test_idle_time_is_no_step():
@@ -54,6 +55,7 @@ def test_few_prompt_tokens_tell_nothing():
 def test_figures_add_up_by_direction_and_reason():
     figures = TierFigures(num_waits=2, num_waited_blocks=6)
     counts = {"num_stored": 10, "num_loaded": 6, "num_prefetched": 4}
+    counts |= {"num_prefetches_used": 3, "num_prefetches_wasted": 1}
     report = figures.describe(counts, block_bytes=100)
     assert report["moved_blocks"] == {
         "stored": {"evicted": 10},
@@ -63,6 +65,8 @@ def test_figures_add_up_by_direction_and_reason():
     assert report["overlap_ratio"] == pytest.approx(1 - 6 / 20)
     nothing = dict.fromkeys(counts, 0)
     assert TierFigures().describe(nothing, 100)["overlap_ratio"] == 1.0
+    assert report["prefetch_accuracy"] == 0.75
+    assert TierFigures().describe(nothing, 100)["prefetch_accuracy"] is None
 
 
 def test_options_know_what_a_block_costs():
