@@ -21,7 +21,6 @@ prefill needs no room.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections import Counter
@@ -36,6 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from benchmarks.output_lengths import output_lengths
+from benchmarks.results_file import environment, write_results
 from benchmarks.simulated_run import Setting
 from benchmarks.workflows import WORKFLOWS
 from helium.cost import DEVICES, MODELS, RooflineModel
@@ -261,9 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines += _describe(setting, found)
             print("\n".join(lines[-1 - len(found) :]), flush=True)
     if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"results": results, "summary": lines}
-        options.output.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        content = {"environment": environment(), "results": results, "summary": lines}
+        write_results(options.output, content)
 
 
 def _content(setting: Setting, found: dict[str, tuple[Calls, Bound]]) -> dict[str, Any]:

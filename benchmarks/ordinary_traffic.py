@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import sys
@@ -28,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from benchmarks.results_file import environment, write_results
 from helium.cost import RooflineModel
 from vllm_helium.simulator.engine_options import EngineOptions
 from vllm_helium.simulator.figures import CallRecord, quantile
@@ -189,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = summary(results)
     print("\n".join(lines))
     if options.output is not None:
-        report = {"summary": lines, "runs": results}
-        options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+        report = {"environment": environment(), "summary": lines, "runs": results}
+        write_results(options.output, report)
     return 0
 
 

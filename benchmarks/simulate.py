@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.baselines.systems import SYSTEMS, system
-from benchmarks.gpu.kit import revision
+from benchmarks.results_file import environment, write_results
 from benchmarks.simulated_run import Setting, run_system
 from benchmarks.workflows import WORKFLOWS
 from helium.cost import DEVICES, MODELS, RooflineModel, load_calibration
@@ -78,9 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.unfreeze()
         DEVICES.update(devices)
     if options.output is not None:
-        report = {"environment": environment(), "results": results}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+        write_results(options.output, {"environment": environment(), "results": results})
     return 0
 
 
@@ -141,21 +138,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         )
         for row in rows
     ]
-
-
-def environment() -> dict[str, Any]:
-    """Returns what the figures were made with."""
-    import platform
-
-    import vllm
-
-    return {
-        "command": "python -m benchmarks.simulate " + " ".join(sys.argv[1:]),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "vllm": vllm.__version__,
-        "revision": revision(),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import os
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from benchmarks.baselines.system_runner import SystemRunner
 from benchmarks.baselines.systems import System, system
+from benchmarks.results_file import environment, write_results
 from benchmarks.workflows import WORKFLOWS, Workload
 from helium.cost import DEVICES, ModelShape, RooflineModel
 from helium.protocol import EnginePlan
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             mine.sort(key=lambda row: row[kind]["elapsed_s"])
             print(f"{name}: by time of the {kind}: {[row['system'] for row in mine]}")
     if options.output is not None:
-        options.output.write_text(json.dumps(rows, indent=1) + "\n")
+        write_results(options.output, {"environment": environment(), "results": rows})
     return 0 if all(row["is_equal"] for row in rows) else 1
 
 

@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
-import subprocess
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.methods import MOVES, Case, Method, Setup
+from benchmarks.results_file import environment, write_results
 from vllm_helium import kernels
 from vllm_helium.kernels.dispatch import use_backend
 
@@ -49,9 +48,9 @@ def main() -> None:
     # The driver's batched copy refuses the default stream.
     with torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext():
         rows, skipped = measure_all(device, arguments)
-    result = {"environment": environment(device), "skipped": skipped, "block_moves": rows}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    facts = environment() | device_facts(device)
+    result = {"environment": facts, "skipped": skipped, "block_moves": rows}
+    write_results(arguments.output, result)
 
 
 def measure_all(device: str, arguments: argparse.Namespace) -> tuple[list, list]:
@@ -150,23 +149,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def environment(device: str) -> dict[str, Any]:
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = None
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    found = {
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "machine": platform.machine(),
-        "processor": processor(),
-        "backend": kernels.describe(device),
-    }
+def device_facts(device: str) -> dict[str, Any]:
+    """Returns what the environment does not say: the backend that runs, and the GPU."""
+    found: dict[str, Any] = {"backend": kernels.describe(device)}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found |= {
@@ -175,15 +160,6 @@ def environment(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return found
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ Source: Helium, §7 (gap 0.9 % on average, 3.6 % at most).
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.planner.instances import INSTANCES, MODEL, Instance
+from benchmarks.results_file import environment, write_results
 from helium.planner.exact import solve_exactly
 from helium.planner.orders import BASELINES, producers_first
 from helium.planner.planning import DEFAULT_BUDGET, plan_workflow, schedule_calls
@@ -53,18 +52,13 @@ def main() -> None:
     summary = summarize(results)
     for name, row in summary.items():
         print(f"{name:47}", *(f"{row[policy]:16.3f}%" for policy in POLICIES))
-    environment = {
-        "python": platform.python_version(),
-        "machine": platform.machine(),
+    settings = {
         "timeout_s": arguments.timeout_s,
         "kv_capacity_tokens": MODEL.kv_capacity_tokens,
         "budget": DEFAULT_BUDGET,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(
-        json.dumps({"environment": environment, "summary": summary, "instances": results}, indent=1)
-        + "\n"
-    )
+    report = {"environment": environment() | settings, "summary": summary, "instances": results}
+    write_results(arguments.output, report)
 
 
 def measure(instance: Instance, timeout_s: float, num_threads: int) -> dict[str, Any]:

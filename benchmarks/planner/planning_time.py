@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_file import environment, write_results
 from benchmarks.workflows import trading
 from helium.cost import Estimates
 from helium.optimizer.driver import ALL_ON, optimize
@@ -81,17 +80,15 @@ def main() -> None:
         print("trading-16b published, real tokenizer, CPU ms:", real)
     digests = {digest_elsewhere(seed) for seed in range(NUM_PROCESSES)}
     print(f"plan digests over {NUM_PROCESSES} processes: {len(digests)} distinct")
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"python": platform.python_version(), "machine": platform.machine()}
     report = {
-        "environment": {**environment, "repeats": arguments.repeats, "cpus": os.cpu_count()},
+        "environment": environment() | {"repeats": arguments.repeats},
         "times": rows,
         "peak_kib": memory,
         "real_tokenizer_cpu_ms": real,
         "distinct_digests": len(digests),
         "processes": NUM_PROCESSES,
     }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    write_results(arguments.output, report)
 
 
 def measure(compiled: CompiledPlan, num_engines: int, repeats: int) -> dict[str, Any]:

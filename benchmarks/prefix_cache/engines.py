@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from functools import lru_cache
 from pathlib import Path
@@ -104,22 +103,3 @@ def build_scheduler(
         hash_block_size=BLOCK_SIZE,
         log_stats=False,
     )
-
-
-def environment() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": cpu,
-        "num_cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }

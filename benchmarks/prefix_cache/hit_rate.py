@@ -21,7 +21,8 @@ from vllm import SamplingParams
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
-from benchmarks.prefix_cache.engines import BLOCK_SIZE, block_hasher, build_scheduler, environment
+from benchmarks.prefix_cache.engines import BLOCK_SIZE, block_hasher, build_scheduler
+from benchmarks.results_file import environment, write_results
 from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
 from vllm_helium.prefix_cache.options import PrefixCacheOptions
 
@@ -48,9 +49,8 @@ def main() -> None:
                 row[arm] = serve(arm, share, seed)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"environment": environment(), "rows": rows}
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.output, result)
 
 
 def make_traffic(seed: int, *, is_plan_wrong: bool = False) -> tuple[EnginePlan, list[Call]]:

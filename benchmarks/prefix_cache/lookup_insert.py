@@ -24,7 +24,8 @@ from vllm import SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
-from benchmarks.prefix_cache.engines import BLOCK_SIZE, block_hasher, build_manager, environment
+from benchmarks.prefix_cache.engines import BLOCK_SIZE, block_hasher, build_manager
+from benchmarks.results_file import environment, write_results
 
 PROMPT_TOKENS = (2_048, 8_192, 32_768)
 NUM_RESIDENT = (1, 64, 1_024)
@@ -47,9 +48,8 @@ def main() -> None:
     memory = [measure_memory(system) for system in ("stock", "tree")]
     for row in memory:
         print(json.dumps(row))
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"environment": environment(), "lookup_insert": rows, "memory": memory}
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.output, result)
 
 
 def compare(num_tokens: int, num_resident: int, repeats: int) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_file import environment, write_results
+
 ARMS = ("stock", "helium", "stock_again")
 MODES = ("scheduler", "engine")
 KV_CACHES = ("ample", "tight")
@@ -70,8 +72,6 @@ def main() -> None:
         "--output", type=Path, default=Path("benchmarks/results/prefix_cache_ordinary_replay.json")
     )
     arguments = parser.parse_args()
-    from benchmarks.prefix_cache.engines import environment
-
     rows = []
     for mode, kv_cache in itertools.product(arguments.mode, arguments.kv_cache):
         measure = {"scheduler": measure_scheduler, "engine": measure_engine}[mode]
@@ -91,8 +91,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes the rows; those of settings not measured this time stay."""
     kept = json.loads(path.read_text()) if path.exists() else []
     merged = {(row["mode"], row["kv_cache"]): row for row in [*kept, *rows]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(list(merged.values()), indent=1) + "\n")
+    write_results(path, list(merged.values()))
 
 
 # --- figures -------------------------------------------------------------------------------------

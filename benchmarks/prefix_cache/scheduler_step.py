@@ -23,7 +23,8 @@ from vllm import SamplingParams
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from benchmarks.prefix_cache.engines import block_hasher, build_scheduler, environment
+from benchmarks.prefix_cache.engines import block_hasher, build_scheduler
+from benchmarks.results_file import environment, write_results
 
 NUM_RUNNING = (16, 64, 256)
 ARMS = ("stock", "tree", "helium", "stock_again", "tree_again", "helium_again")
@@ -43,9 +44,8 @@ def main() -> None:
     for num_running in NUM_RUNNING:
         rows.append(compare(num_running, arguments.rounds, arguments.steps))
         print(json.dumps(rows[-1]), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"environment": environment(), "steps": rows}
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(arguments.output, result)
 
 
 def compare(num_running: int, rounds: int, steps: int) -> dict[str, Any]:

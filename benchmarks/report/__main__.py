@@ -28,6 +28,7 @@ from benchmarks.report.cases import REPO, STORE, Case, Store
 from benchmarks.report.entries import CORE, ENTRIES, Entry, Group
 from benchmarks.report.plots import has_matplotlib, plot_ratios
 from benchmarks.report.tables import markdown, ratios, reference_of, table
+from benchmarks.results_file import environment, write_results
 from helium.errors import HeliumError
 
 
@@ -99,7 +100,6 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Writes the report beside ``path``: .json, .md and one plot per entry."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = ["# Benchmark report\n"]
         text.append(
             "Simulated figures are in virtual seconds: real scheduler and KV cache, a roofline "
@@ -109,14 +109,14 @@ class Report:
         text.append(f"```\n{self.summary()}\n```\n")
         for entry in self._entries:
             text.append(self._section(entry, path.with_name(f"{path.stem}-{entry.name}.png")))
-        path.with_suffix(".md").write_text("\n".join(text))
         content = {
-            "environment": environment(),
+            "environment": environment() | {"plots": has_matplotlib()},
             "entries": {entry.name: self._content(entry) for entry in self._entries},
             "not_run": self._missing(),
             "failures": self._failures,
         }
-        path.with_suffix(".json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        write_results(path.with_suffix(".json"), content)
+        path.with_suffix(".md").write_text("\n".join(text))
 
     def summary(self) -> str:
         """Returns one line per setting: ours, and every baseline over it."""
@@ -209,15 +209,6 @@ class Report:
         if entry.command:
             return self._results.get(entry.name)
         return [result for group in entry.groups for result in self._of(group)]
-
-
-def environment() -> dict[str, Any]:
-    """Returns what the figures were made with."""
-    from benchmarks.simulate import environment as of_simulator
-
-    found = of_simulator()
-    command = "python -m benchmarks.report " + " ".join(sys.argv[1:])
-    return {**found, "command": command.strip(), "plots": has_matplotlib()}
 
 
 def _parser() -> argparse.ArgumentParser:

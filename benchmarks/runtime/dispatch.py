@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import resource
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from benchmarks.results_file import environment, write_results
 from helium import graphs, ops
 from helium.dsl.graph import Graph
 from helium.plan.calls import Call
@@ -172,14 +170,11 @@ def main() -> None:
         report = {
             "calls": num_calls,
             "wall_and_cpu_s": measured,
-            "load_average": os.getloadavg(),
             "idle_cpu_ratio": cpu_s / idle_s,
             "max_rss_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
+            "environment": environment(),
         }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_results(arguments.output, report)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.runtime.placement import DEFAULT_WORKFLOWS, PLACEMENTS, RoundRobin, write_report
+from benchmarks.results_file import environment, write_results
+from benchmarks.runtime.placement import DEFAULT_WORKFLOWS, PLACEMENTS, RoundRobin
 from benchmarks.workflows import WORKFLOWS
 from helium.optimizer.driver import optimize
 from helium.planner import WorkflowPlan, plan_workflow
@@ -131,7 +132,7 @@ def main() -> None:
             for engine in engines:
                 asyncio.run(engine.close())
     if options.output is not None:
-        write_report(options.output, "benchmarks.runtime.engines", figures)
+        write_results(options.output, {"environment": environment(), "results": figures})
 
 
 if __name__ == "__main__":

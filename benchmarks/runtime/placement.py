@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.output_lengths import output_lengths
-from benchmarks.simulate import environment
+from benchmarks.results_file import environment, write_results
 from benchmarks.workflows import WORKFLOWS
 from helium.cost import RooflineModel, TokenStepModel
 from helium.optimizer.driver import optimize
@@ -121,15 +119,7 @@ def main() -> None:
             )
         assert all(output == outputs[0] for output in outputs), f"{workflow}: outputs differ"
     if options.output is not None:
-        write_report(options.output, "benchmarks.runtime.placement", results)
-
-
-def write_report(path: Path, module: str, results: Sequence[Any]) -> None:
-    """Writes what a benchmark measured, with its command and environment."""
-    command = f"python -m {module} " + " ".join(sys.argv[1:])
-    report = {"environment": environment() | {"command": command}, "results": results}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+        write_results(options.output, {"environment": environment(), "results": results})
 
 
 if __name__ == "__main__":
