@@ -23,6 +23,8 @@ NO_PLAN = -1
 ALL_ROWS = -1
 TO_THE_END = (1 << 31) - 1
 _MAX_RANK = (1 << 32) - 1
+_MAX_INT = (1 << 31) - 1
+"""Largest count and row of the index; a plan may name larger ones, which count as this one."""
 
 
 class PlanUses:
@@ -82,16 +84,17 @@ class PlanUses:
         lengths = context.segment_lengths
         if operator is None or not lengths or len(lengths) != len(operator.template):
             return [], 0
+        row = min(context.row, _MAX_INT)
         segments: Segments = []
         end = num_static_tokens = 0
         for node, length in zip(operator.template, lengths, strict=True):
             end += length
-            segments.append((end, self._tag(node, context.row)))
+            segments.append((end, self._tag(node, row)))
             if self._is_static[node]:
                 num_static_tokens = end
         leaf = operator.template[-1]
         output = self._continuations.get(leaf, leaf)
-        segments.append((TO_THE_END, self._tag(output, context.row)))
+        segments.append((TO_THE_END, self._tag(output, row)))
         return segments, num_static_tokens
 
     def call_ended(self, context: WorkflowContext) -> None:
@@ -101,18 +104,19 @@ class PlanUses:
             return
         self._remaining[operator.name] -= 1
         self._num_remaining -= 1
-        self._ended.add((operator.name, context.row))
+        row = min(context.row, _MAX_INT)
+        self._ended.add((operator.name, row))
         for node in operator.template:
             self._pending[node] -= 1
             if not self._is_static[node]:
-                readers = self._row_readers.get((node, context.row))
+                readers = self._row_readers.get((node, row))
                 if readers is not None:
                     readers.discard(operator.name)
-            self._update(node, context.row)
+            self._update(node, row)
 
     def tag_of(self, node: int, row: int) -> int:
         """Tag of a template node (of all rows where it is static), to lease its blocks."""
-        return self._tag(node, row)
+        return self._tag(node, min(row, _MAX_INT))
 
     def _tag(self, node: int, row: int) -> int:
         if self._is_static[node]:
@@ -144,7 +148,7 @@ class PlanUses:
             num_uses = len(pending)
             rank = min((self._operators[name].rank for name in pending), default=0)
             tag = self._index.tag(self.plan_id, node, row)
-        self._index.set_uses(tag, num_uses, min(rank, _MAX_RANK))
+        self._index.set_uses(tag, min(num_uses, _MAX_INT), min(rank, _MAX_RANK))
 
 
 class PlanUsesRegistry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helium.protocol import EnginePlan, PlanOperator, TemplateNode, WorkflowContext
+from helium.protocol import MAX_INT, EnginePlan, PlanOperator, TemplateNode, WorkflowContext
 from vllm_helium.prefix_cache.index import PrefixIndex
 from vllm_helium.prefix_cache.plan_uses import PlanUsesRegistry
 
@@ -161,3 +161,15 @@ def test_the_output_belongs_to_the_one_node_a_later_call_reads_it_in():
     segments, _ = uses.segments(context)
     assert segments[-1][1] == uses.tag_of(2, 0)
     assert index.uses(segments[-1][1]) == (1, 2)
+
+
+def test_the_largest_numbers_a_client_may_send_are_taken():
+    plan = make_plan(rows=MAX_INT, expert_rank=MAX_INT, critic_rank=MAX_INT)
+    index, registry = make_registry(plan)
+    for row in (0, MAX_INT - 1, MAX_INT):
+        context = call(plan, "expert", row=row)
+        segments, _ = registry.run(context).segments(context)
+        assert len(segments) == 3
+        registry.call_ended(context)
+    tag = registry.run(context).tag_of(SYSTEM, MAX_INT)
+    assert index.uses(tag) == ((1 << 31) - 1, (1 << 32) - 1)

@@ -297,8 +297,9 @@ def _server(address: str | None) -> Iterator[str]:
         server = serve(Path(folder), "--helium", *options)
         try:
             yield server.base_url
-            if server.process.poll() is not None:
-                raise SystemExit(f"the server ended:\n{server.log.read_text()[-4000:]}")
+        except BaseException:
+            print(f"the server's log ends with:\n{server.log.read_text()[-8000:]}")
+            raise
         finally:
             stop(server)
 
