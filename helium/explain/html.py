@@ -86,7 +86,7 @@ def _cards(report: Report) -> Iterator[str]:
         ("LLM operators", f"{len(report.schedule):,}"),
         ("calls", f"{report.num_calls:,}"),
         ("engines", f"{report.num_engines}"),
-        ("slices of rows", f"{report.num_slices}"),
+        ("slices of rows", f"{report.num_slices}{' and a rest' * report.has_left_over}"),
         (f"makespan, {report.unit}", f"{report.makespan:,.1f}"),
         ("prefill tokens", f"{prefill:,.0f}"),
         ("cached tokens", f"{cached:,.0f} ({100 * cached / max(1.0, prefill + cached):.0f}%)"),

@@ -121,12 +121,17 @@ class PrefixRow(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A plan, explained. ``makespan`` and all times are in ``unit``."""
+    """A plan, explained. ``makespan`` and all times are in ``unit``.
+
+    ``has_left_over`` says that rows which the equal slices leave over are placed operator by
+    operator; ``schedule`` shows the first slice, and of the rest only operators with no other rows.
+    """
 
     workflow: str
     policy: str
     num_engines: int
     num_slices: int
+    has_left_over: bool
     is_by_call: bool
     num_calls: int
     makespan: float
@@ -180,6 +185,7 @@ def build_report(
         policy=plan.policy,
         num_engines=plan.num_engines,
         num_slices=plan.num_slices,
+        has_left_over=bool(plan.left_over),
         is_by_call=plan.is_by_call,
         num_calls=sum(prediction.num_calls for prediction in plan.predictions.values()),
         makespan=plan.makespan,
@@ -260,7 +266,12 @@ def _prefixes(plan: WorkflowPlan) -> tuple[PrefixRow, ...]:
 def _schedule(plan: WorkflowPlan, analyze: Mapping[str, Measured]) -> tuple[ScheduleRow, ...]:
     rows = []
     number, engine = -1, -1
-    for sequence in plan.sequences:
+    sliced = {name for sequence in plan.sequences for name in sequence.operators}
+    rest = [
+        s._replace(operators=tuple(n for n in s.operators if n not in sliced))
+        for s in plan.left_over
+    ]
+    for sequence in (*plan.sequences, *rest):
         number = number + 1 if sequence.engine == engine else 0
         engine = sequence.engine
         for position, name in enumerate(sequence.operators):

@@ -19,6 +19,7 @@ def _lines(report: Report) -> Iterator[str]:
     unit = report.unit
     engines = f"{report.num_engines} engine{'s' * (report.num_engines > 1)}"
     slices = f" in {report.num_slices} slices of the rows" if report.num_slices > 1 else ""
+    slices += ", rows left over by operator" if report.has_left_over else ""
     yield f"Workflow {report.workflow}"
     yield (
         f"  {len(report.schedule)} LLM operators, {report.num_calls} calls on {engines}{slices}; "

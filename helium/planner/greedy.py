@@ -7,7 +7,7 @@ with the longest way to the end of the run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 
 from helium.planner.problem import Problem
@@ -43,12 +43,16 @@ def schedule_on_tree(problem: Problem, engines: Sequence[int]) -> Assignment:
     return Assignment(state.order, list(engines))
 
 
-def schedule_on_engines(problem: Problem) -> Assignment:
+def schedule_on_engines(problem: Problem, fixed: Mapping[int, int] | None = None) -> Assignment:
     """Places tasks one by one, the longest way to the end first, where each would end first.
 
     Where it ends depends on the engine's clock (load), and on the prefix it shares with the task
     before it there and with the conversation it continues (affinity). O(n * (engines + log n)).
+
+    Args:
+        fixed: Engine by task, of those that are placed already.
     """
+    fixed = fixed or {}
     state = _State(problem)
     usages, num_tasks = problem.usages, problem.num_tasks
     engines = [0] * num_tasks
@@ -65,7 +69,8 @@ def schedule_on_engines(problem: Problem) -> Assignment:
         saving = problem.history_saving(task) if problem.num_engines > 1 else 0.0
         best = float("inf")
         engine = 0
-        for candidate, clock in enumerate(state.clocks):
+        is_free = task not in fixed
+        for candidate, clock in enumerate(state.clocks) if is_free else ():
             usage = usages.get(state.last[candidate] * num_tasks + task)
             if usage is None:
                 usage = problem.usage(state.last[candidate], task)
@@ -74,7 +79,7 @@ def schedule_on_engines(problem: Problem) -> Assignment:
                 end -= saving
             if end < best:
                 best, engine = end, candidate
-        engines[task] = engine
+        engines[task] = engine = engine if is_free else fixed[task]
         for released in state.run(task, engine):
             heappush(heap, (-problem.priorities[released], released))
     return Assignment(state.order, engines)

@@ -8,7 +8,7 @@ from helium.cost.estimates import Estimates
 from helium.cost.model import CostModel
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.operators import Llm
-from helium.planner.problem import WHOLE_OPERATOR, PrefixTree, Problem, Task
+from helium.planner.problem import LEFT_OVER, WHOLE_OPERATOR, PrefixTree, Problem, Task
 from helium.templates.rendering import TemplateRenderer, VariableRun
 from helium.templates.tokenizer import PromptTokenizer
 from helium.templates.tree import TemplateTree
@@ -76,6 +76,52 @@ class Lowering:
                     indices.get(operator.history or "", -1),
                 )
             )
+        return Problem(tasks, self.prefixes, model, num_engines)
+
+    def leaves_rows_over(self, num_slices: int) -> bool:
+        """Whether equal slices leave rows over, every one of which is called."""
+        rows = self.compiled.rows
+        return any(count % num_slices for count in self.num_calls.values()) and all(
+            count == rows.num_rows(name) for name, count in self.num_calls.items()
+        )
+
+    def uneven_problem(self, model: CostModel, num_engines: int, num_slices: int) -> Problem:
+        """Returns the problem whose tasks are operators on equal slices and on the rows left over.
+
+        An operator has a task per slice, which is its ``part``, and one for the rows left over,
+        part ``num_slices``. Operators with fewer rows than slices have only that.
+        """
+        parts: dict[str, dict[int, int]] = {}  # operator -> slice -> task
+        tasks: list[Task] = []
+        for operator in self.operators:
+            name, total = operator.name, self.num_calls[operator.name]
+            own = parts[name] = {}
+            for part in range(num_slices + 1):
+                is_left_over = part == num_slices
+                calls = total % num_slices if is_left_over else total // num_slices
+                if not calls:
+                    continue
+                row = LEFT_OVER if is_left_over else WHOLE_OPERATOR
+                producers = dict.fromkeys(
+                    task
+                    for read in self.reads[name]
+                    for task in (
+                        [parts[read][part]] if part in parts[read] else parts[read].values()
+                    )
+                )
+                own[part] = len(tasks)
+                tasks.append(
+                    Task(
+                        name,
+                        part if calls == 1 else row,
+                        calls,
+                        self.tree.leaves[name],
+                        self.output_tokens[name],
+                        tuple(sorted(producers)),
+                        parts.get(operator.history or "", {}).get(part, -1),
+                        part,
+                    )
+                )
         return Problem(tasks, self.prefixes, model, num_engines)
 
     def call_problem(self, model: CostModel, num_engines: int = 1) -> Problem:

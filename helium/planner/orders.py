@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from helium.planner.problem import WHOLE_OPERATOR, Problem
+from helium.planner.problem import Problem
 from helium.planner.timeline import Assignment
 
 
@@ -72,8 +72,7 @@ def producers_first(problem: Problem, preferred: Sequence[int]) -> list[int]:
 def _sliced_engines(problem: Problem) -> list[int]:
     num_rows = 1 + max((task.row for task in problem.tasks), default=0)
     return [
-        0 if task.row == WHOLE_OPERATOR else task.row * problem.num_engines // num_rows
-        for task in problem.tasks
+        0 if task.row < 0 else task.row * problem.num_engines // num_rows for task in problem.tasks
     ]
 
 

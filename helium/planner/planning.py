@@ -7,7 +7,6 @@ slices only where it pays, and improvement by local moves.
 from __future__ import annotations
 
 from itertools import groupby
-from math import inf
 
 from helium.cost.estimates import Estimates
 from helium.cost.model import CostModel, TokenStepModel
@@ -18,20 +17,15 @@ from helium.planner.greedy import schedule_on_engines, schedule_on_tree
 from helium.planner.local_search import improve
 from helium.planner.lowering import Lowering
 from helium.planner.orders import BASELINES, lspf, op_wise
+from helium.planner.placing import best_of, place_operators
 from helium.planner.prediction import predict
-from helium.planner.problem import WHOLE_OPERATOR, Problem
-from helium.planner.timeline import Assignment, Timeline, simulate
+from helium.planner.problem import Problem
+from helium.planner.timeline import Assignment, simulate
 from helium.planner.workflow_plan import CallPlace, NestedSequence, WorkflowPlan
 from helium.templates.tokenizer import PromptTokenizer
 
 MAX_CALLS_BY_CALL = 64
 """Default: single calls come closer to the optimum than operators, but cost grows with the rows."""
-
-REPLICATION_GAIN_RATIO = 0.01
-"""More slices, each computing the static prefixes anew, must shorten the run by this much."""
-
-MAX_OPERATORS_FOR_ALL_SLICINGS = 1_000
-"""Larger workflows try the extremes only: rows uncut, and a slice per engine."""
 
 SEVERAL_ENGINES_EFFORT = 4
 """Where single calls are placed on several engines; tens of milliseconds by default."""
@@ -82,9 +76,19 @@ def plan_workflow(
     if sum(lowering.num_calls.values()) <= max_calls_by_call:
         problem = lowering.call_problem(model, num_engines)
         return _plan(workflow, policy, lowering, problem, schedule_calls(problem, budget))
-    problem, assignment, num_slices = _place(lowering, model, num_engines)
-    assignment = improve(problem, assignment, budget)
-    return _plan(workflow, policy, lowering, problem, assignment, num_slices, is_by_call=False)
+    problem, assignment, num_slices, is_uneven = place_operators(lowering, model, num_engines)
+    if not is_uneven:  # slices are to stay equal, which moves of single tasks do not know
+        assignment = improve(problem, assignment, budget)
+    return _plan(
+        workflow,
+        policy,
+        lowering,
+        problem,
+        assignment,
+        num_slices,
+        is_uneven=is_uneven,
+        is_by_call=False,
+    )
 
 
 def schedule_calls(problem: Problem, budget: int) -> Assignment:
@@ -100,40 +104,7 @@ def schedule_calls(problem: Problem, budget: int) -> Assignment:
         return improve(problem, starts[0], budget)
     budget *= SEVERAL_ENGINES_EFFORT
     found = [improve(problem, start, budget, seed) for seed, start in enumerate(starts[:2])]
-    return _best(problem, found)[0]
-
-
-def _place(
-    lowering: Lowering, model: CostModel, num_engines: int
-) -> tuple[Problem, Assignment, int]:
-    """Cuts rows into slices and places operators on each slice's engines.
-
-    Takes more slices only where the predicted run gets noticeably shorter.
-    """
-    most_rows = max(lowering.num_calls.values())
-    slicings = [k for k in range(1, num_engines + 1) if not num_engines % k and k <= most_rows]
-    if len(lowering.operators) > MAX_OPERATORS_FOR_ALL_SLICINGS:
-        slicings = sorted({slicings[0], slicings[-1]})
-    chosen: tuple[Problem, Assignment, int] | None = None
-    limit = inf
-    for num_slices in slicings:
-        problem = lowering.operator_problem(model, num_engines // num_slices, num_slices)
-        placed = schedule_on_engines(problem)
-        on_tree = schedule_on_tree(problem, placed.engines)
-        assignment, timeline = _best(problem, [placed, on_tree])
-        if chosen is None or timeline.makespan < limit:
-            chosen = problem, assignment, num_slices
-            limit = timeline.makespan * (1 - REPLICATION_GAIN_RATIO)
-        if limit <= problem.shortest_chain():
-            break  # more slices cannot pay
-    assert chosen is not None, "one slice is always possible"
-    return chosen
-
-
-def _best(problem: Problem, assignments: list[Assignment]) -> tuple[Assignment, Timeline]:
-    timelines = [simulate(problem, assignment) for assignment in assignments]
-    best = min(range(len(timelines)), key=lambda i: (timelines[i].makespan, i))
-    return assignments[best], timelines[best]
+    return best_of(problem, found)[0]
 
 
 def _plan(
@@ -144,6 +115,7 @@ def _plan(
     assignment: Assignment,
     num_slices: int = 1,
     *,
+    is_uneven: bool = False,
     is_by_call: bool = True,
 ) -> WorkflowPlan:
     timeline = simulate(problem, assignment)
@@ -155,16 +127,25 @@ def _plan(
             task, engine = problem.tasks[index], assignment.engines[index]
             calls[task.operator, task.row] = CallPlace(engine, ranks[engine])
             ranks[engine] += 1
+    # All slices run on the schedule of the first; what they leave over comes after them.
+    ends = [0] * problem.num_engines
+    sequences = _sequences(lowering, problem, assignment, num_slices, ends)
+    left_over: tuple[NestedSequence, ...] = ()
+    if is_uneven:
+        width = problem.num_engines // num_slices
+        ends = [ends[engine % width] for engine in range(problem.num_engines)]
+        left_over = _sequences(lowering, problem, assignment, num_slices, ends, num_slices)
     return WorkflowPlan(
         workflow=workflow,
         policy=policy,
-        num_engines=problem.num_engines * num_slices,
+        num_engines=problem.num_engines * (1 if is_uneven else num_slices),
         num_slices=num_slices,
         is_by_call=is_by_call,
-        sequences=_sequences(lowering, problem, assignment, num_slices),
+        sequences=sequences,
+        left_over=left_over,
         makespan=timeline.makespan,
         unit=problem.model.unit,
-        predictions=predict(problem, timeline, num_slices, lowering.num_calls),
+        predictions=predict(problem, timeline, 1 if is_uneven else num_slices, lowering.num_calls),
         critical_path=tuple(name for name, _ in groupby(critical)),
         lowering=lowering,
         _calls=calls,
@@ -172,31 +153,38 @@ def _plan(
 
 
 def _sequences(
-    lowering: Lowering, problem: Problem, assignment: Assignment, num_slices: int
+    lowering: Lowering,
+    problem: Problem,
+    assignment: Assignment,
+    num_slices: int,
+    ranks: list[int],
+    part: int = 0,
 ) -> tuple[NestedSequence, ...]:
-    """Cuts each engine's order where its neighbours do not run query by query."""
+    """Cuts each engine's order where its neighbours do not run query by query.
+
+    Args:
+        ranks: First rank by engine; becomes that after its last sequence.
+        part: The tasks looked at, see ``Task.part``.
+    """
     groups: list[list[list[int]]] = [[] for _ in range(problem.num_engines)]
     seen: set[str] = set()
     for task in assignment.order:
-        name = problem.tasks[task].operator
-        if name in seen:
+        own, name = problem.tasks[task], problem.tasks[task].operator
+        if name in seen or own.part != part:
             continue  # one of several calls of an operator: the first one tells its place
         seen.add(name)
-        own = groups[assignment.engines[task]]
-        if (
-            own
-            and problem.tasks[task].row == WHOLE_OPERATOR
-            and problem.is_nested(own[-1][-1], task)
-        ):
-            own[-1].append(task)
+        before = groups[assignment.engines[task]]
+        if before and own.row < 0 and problem.is_nested(before[-1][-1], task):
+            before[-1].append(task)
         else:
-            own.append([task])
+            before.append([task])
     sequences = []
     for engine, engine_groups in enumerate(groups):
-        rank = 0
         for group in engine_groups:
             names = tuple(problem.tasks[task].operator for task in group)
-            sequences.append(NestedSequence(names, engine, rank))
-            rows = max(lowering.compiled.rows.num_rows(name) for name in names)
-            rank += len(names) * -(-rows // num_slices)
+            sequences.append(NestedSequence(names, engine, ranks[engine]))
+            rows = [lowering.compiled.rows.num_rows(name) for name in names]
+            is_left_over = part == num_slices
+            most = max(n % num_slices if is_left_over else -(-n // num_slices) for n in rows)
+            ranks[engine] += len(names) * most
     return tuple(sequences)

@@ -48,7 +48,7 @@ def predict(
         task = problem.tasks[index]
         prompt = problem.tree.tokens[task.leaf]
         first, later = problem.cached_tokens(timeline.previous[index], index)
-        calls = num_calls[task.operator] if task.num_calls > 1 or num_slices > 1 else 1
+        calls = num_calls[task.operator] if num_slices > 1 else task.num_calls
         num_first = min(num_slices, calls)
         cached = num_first * first + (calls - num_first) * later
         start, end, blocked = timeline.starts[index], timeline.ends[index], timeline.blockers[index]

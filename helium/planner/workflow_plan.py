@@ -53,6 +53,8 @@ class WorkflowPlan:
         is_by_call: Whether single calls were scheduled instead of whole operators.
         sequences: The nested sequences of the first slice's engines; one operator each where single
             calls were scheduled.
+        left_over: Those of the rows that equal slices leave over, on all engines. Without any, some
+            slices have a row more.
         makespan: Predicted, in ``unit``.
         predictions: By operator, in order of their start.
         critical_path: Operators of the chain that ends last, each held by the one before.
@@ -65,6 +67,7 @@ class WorkflowPlan:
     num_slices: int
     is_by_call: bool
     sequences: tuple[NestedSequence, ...]
+    left_over: tuple[NestedSequence, ...]
     makespan: float
     unit: str
     predictions: Mapping[str, Prediction]
@@ -166,17 +169,29 @@ class WorkflowPlan:
         return tree.static_prefixes(tree.num_uses(lambda name: calls.get(name, 0)), min_uses)
 
     def _place_in_sequence(self, operator: str, row: int) -> CallPlace | None:
-        found = self._positions.get(operator)
-        num_rows = self.compiled.rows.num_rows(operator) if found else 0
-        if found is None or not 0 <= row < num_rows:
+        if operator not in self.predictions:
             return None
-        sequence, position = found
-        # Slice i has the rows from ceil(i * n / slices) on.
-        part = row * self.num_slices // num_rows
-        first = -(-part * num_rows // self.num_slices)
-        engine = part * (self.num_engines // self.num_slices) + sequence.engine
+        num_rows = self.compiled.rows.num_rows(operator)
+        if not 0 <= row < num_rows:
+            return None
+        num_sliced = num_rows - self._num_left_over(operator)
+        first_engine = 0
+        if row < num_sliced:
+            sequence, position = self._positions[operator]
+            # Slice i has the rows from ceil(i * n / slices) on.
+            part = row * self.num_slices // num_sliced
+            first = -(-part * num_sliced // self.num_slices)
+            first_engine = part * (self.num_engines // self.num_slices)
+        else:
+            sequence, position = self._left_over_positions[operator]
+            first = num_sliced
         rank = sequence.rank + (row - first) * len(sequence.operators) + position
-        return CallPlace(engine, rank)
+        return CallPlace(first_engine + sequence.engine, rank)
+
+    def _num_left_over(self, operator: str) -> int:
+        if not self.left_over:
+            return 0
+        return self.compiled.rows.num_rows(operator) % self.num_slices
 
     @cached_property
     def _runs(self) -> dict[str, tuple[Run, ...]]:
@@ -184,11 +199,11 @@ class WorkflowPlan:
 
     @cached_property
     def _positions(self) -> Mapping[str, tuple[NestedSequence, int]]:
-        return {
-            name: (sequence, position)
-            for sequence in self.sequences
-            for position, name in enumerate(sequence.operators)
-        }
+        return _positions(self.sequences)
+
+    @cached_property
+    def _left_over_positions(self) -> Mapping[str, tuple[NestedSequence, int]]:
+        return _positions(self.left_over)
 
     @cached_property
     def _engine_calls(self) -> tuple[dict[str, int], ...]:
@@ -199,14 +214,18 @@ class WorkflowPlan:
             return calls
         width = self.num_engines // self.num_slices
         for name, (sequence, _) in self._positions.items():
-            counts = self._calls_per_slice(name)
-            for part, count in enumerate(counts):
+            for part, count in enumerate(self._calls_per_slice(name)):
                 if count:
                     calls[part * width + sequence.engine][name] = count
+        for name, (sequence, _) in self._left_over_positions.items():
+            counts = calls[sequence.engine]
+            counts[name] = counts.get(name, 0) + self._num_left_over(name)
         return calls
 
     def _calls_per_slice(self, name: str) -> list[int]:
         rows, num_rows = self.compiled.calls(name), self.compiled.rows.num_rows(name)
+        if self.left_over:  # a plan has none unless every row is called
+            return [num_rows // self.num_slices] * self.num_slices
         starts = [-(-part * num_rows // self.num_slices) for part in range(self.num_slices + 1)]
         if len(rows) == num_rows:
             return [stop - start for start, stop in pairwise(starts)]
@@ -225,4 +244,16 @@ class WorkflowPlan:
             for name, (sequence, position) in self._positions.items():
                 for engine in range(sequence.engine, self.num_engines, width):
                     ranks[engine][name] = sequence.rank + position
+            for name, (sequence, position) in self._left_over_positions.items():
+                ranks[sequence.engine].setdefault(name, sequence.rank + position)
         return ranks
+
+
+def _positions(
+    sequences: Sequence[NestedSequence],
+) -> dict[str, tuple[NestedSequence, int]]:
+    return {
+        name: (sequence, position)
+        for sequence in sequences
+        for position, name in enumerate(sequence.operators)
+    }

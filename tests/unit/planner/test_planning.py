@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helium.cost import RooflineModel
+from helium.cost import RooflineModel, TokenStepModel
 from helium.errors import PlanError
 from helium.plan.compiled_plan import CompiledPlan
 from helium.plan.operators import Concat, Data, Input, Operator, Output, Reference, Slice
 from helium.planner import BASELINES, WorkflowPlan, plan_workflow
+from helium.planner.problem import Problem
 from helium.protocol import decode_engine_plan
 from helium.templates import WordTokenizer
 from tests.unit.templates.plans import chat, compile_plan
@@ -149,6 +150,69 @@ def test_few_rows_are_placed_by_operator_and_many_cut_into_slices_where_it_pays(
     assert rows == list(range(500, 1_000))
     alone = _plan(_map_reduce(1, agents=1), num_engines=4)
     assert alone.num_slices == 1
+
+
+def _workflow_of_rows(rows: int, *, has_advice: bool = False) -> CompiledPlan:
+    """Agents that all read a long row, and a chain after them: rows are worth keeping together."""
+    operators: list[Operator] = [Input("q", column="q")]
+    if has_advice:
+        operators.append(Data("tone", values=("kindly",), is_scalar=True))
+        operators.append(chat("advice", "Advise ", Reference("tone"), max_tokens=2))
+    for agent in range(6):
+        question = f" is what expert {agent} is asked"
+        operators.append(chat(f"e{agent}", "All experts read: ", Q, question, max_tokens=40))
+    read = [part for agent in range(6) for part in (" Answer: ", Reference(f"e{agent}"))]
+    read += [Reference("advice")] if has_advice else []
+    operators.append(chat("summary", "Sum up: ", *read, max_tokens=40))
+    long = "one word and another one and so on for a long while " * 20
+    return compile_plan(operators, q=[f"row {row} has {long}" for row in range(rows)])
+
+
+@pytest.mark.parametrize("num_engines", [2, 4])
+def test_rows_that_equal_slices_leave_over_are_placed_by_operator(num_engines: int) -> None:
+    rows = 8 * num_engines + 1
+    plan = _plan(_workflow_of_rows(rows), num_engines=num_engines, max_calls_by_call=0)
+    _check(plan)
+    assert plan.num_slices == num_engines and plan.left_over
+    for row in range(rows - 1):  # all calls of a row, and as many rows on every engine
+        engines = {plan.place(name, row).engine for name in plan.predictions}
+        assert engines == {row // 8}
+    assert len({plan.place(name, rows - 1).engine for name in plan.predictions}) > 1
+    assert "rows left over by operator" in plan.explain()
+
+
+@pytest.mark.parametrize("rows", [4, 32])
+def test_rows_that_divide_leave_none_over(rows: int) -> None:
+    plan = _plan(_workflow_of_rows(rows), num_engines=2, max_calls_by_call=0)
+    _check(plan)
+    assert plan.num_slices == 2 and not plan.left_over
+
+
+def test_operators_with_fewer_rows_than_slices_are_all_left_over() -> None:
+    plan = _plan(_workflow_of_rows(33, has_advice=True), num_engines=4, max_calls_by_call=0)
+    assert plan.left_over
+    _check(plan)
+    sliced = {name for sequence in plan.sequences for name in sequence.operators}
+    assert set(plan.predictions) - sliced == {"advice"}
+    assert "advice" in plan.explain().partition("Schedule")[2]
+
+
+def test_what_engines_keep_is_counted_once_each() -> None:
+    model = TokenStepModel()
+    lowering = _plan(_workflow_of_rows(3), num_engines=2).lowering
+    problem = lowering.operator_problem(model, num_engines=2)
+    tokens, shared = problem.tree.tokens, problem.tree.shared_tokens
+    together = problem.resident_tokens([0] * problem.num_tasks)
+    apart = problem.resident_tokens([n % 2 for n in range(problem.num_tasks)])
+    summary = problem.tasks[-1].leaf
+    alone = Problem([problem.tasks[-1]._replace(producers=())], problem.tree, model)
+    # One operator: its static part once, the rest for each of three rows.
+    expected = 3 * tokens[summary] - 2 * shared[summary]
+    assert alone.resident_tokens([0]) == pytest.approx(expected)
+    # The experts' common prompt, static start and row, is computed on both engines.
+    ancestor = problem.tree.lowest_common_ancestor(problem.tasks[0].leaf, problem.tasks[1].leaf)
+    twice = 3 * tokens[ancestor] - 2 * shared[ancestor]
+    assert apart - together == pytest.approx(twice)
 
 
 def test_a_conversation_stays_where_its_cache_is() -> None:
