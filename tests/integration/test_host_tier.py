@@ -45,7 +45,23 @@ def test_outputs_are_the_same_with_a_host_tier_under_pressure(run_engine):
                     "kv_role": "kv_both",
                 },
             },
-            "both set",
+            "OffloadingConnector are both set.*block hashes.*host_gib to 0",
+        ),
+        (
+            {
+                "helium": {"host_gib": 1.0},
+                "kv_transfer_config": {
+                    "kv_connector": "MultiConnector",
+                    "kv_role": "kv_both",
+                    "kv_connector_extra_config": {
+                        "connectors": [
+                            {"kv_connector": "HeliumHostTier", "kv_role": "kv_producer"},
+                            {"kv_connector": "SimpleCPUOffloadConnector", "kv_role": "kv_both"},
+                        ]
+                    },
+                },
+            },
+            "with SimpleCPUOffloadConnector are both set.*by the hash that vLLM's pool keeps",
         ),
     ],
 )

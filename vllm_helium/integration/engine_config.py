@@ -61,16 +61,31 @@ def set_host_tier(vllm_config: VllmConfig) -> None:
         )
     transfer = vllm_config.kv_transfer_config
     if transfer is not None and transfer.kv_connector != HOST_TIER:
-        raise ConfigError(
-            f"helium.host_gib={helium.host_gib} and the KV connector {transfer.kv_connector!r} are "
-            "both set. With another connector vLLM's own prefix cache stays in place, which the "
-            "host tier cannot extend; drop one of them"
-        )
+        raise ConfigError(_beside_others(helium.host_gib, transfer))
     # A producer's role: a consumer would defer the freeing of blocks, which streams order here.
     vllm_config.kv_transfer_config = KVTransferConfig(
         kv_connector=HOST_TIER,
         kv_connector_module_path=_HOST_TIER_MODULE,
         kv_role="kv_producer",
+    )
+
+
+def _beside_others(host_gib: float, transfer: KVTransferConfig) -> str:
+    """Says why the host tier does not go with other connectors, and what to do."""
+    names = [transfer.kv_connector]
+    if transfer.kv_connector == "MultiConnector":
+        children = transfer.kv_connector_extra_config.get("connectors") or []
+        names = [child.get("kv_connector") for child in children]
+    others = [str(name) for name in names if name != HOST_TIER]
+    reason = "vLLM's connectors find KV by block hashes, which the tree does not keep"
+    if "SimpleCPUOffloadConnector" in others:
+        reason = "SimpleCPUOffloadConnector stores device blocks by the hash that vLLM's pool keeps"
+        reason += " on them, and the tree's pool keeps none"
+    return (
+        f"helium.host_gib={host_gib} and --kv-transfer-config with "
+        f"{', '.join(others) or transfer.kv_connector} are both set, but {reason}. Leave "
+        "--kv-transfer-config out, for the host tier sets its own connector; or set host_gib to 0, "
+        "and vLLM's prefix cache stays in place under that connector"
     )
 
 
