@@ -168,6 +168,17 @@ def table(case: Mapping[str, Any]) -> str:
     return "\n".join([f"{title} ({case['num_blocks']} blocks)", *lines, ""])
 
 
+def markdown(report: Mapping[str, Any]) -> str:
+    """Returns all cases as a page."""
+    environment = report["environment"]
+    lines = ["# Host tier", "", *__doc__.strip().splitlines()[4:], ""]
+    lines += [f"Made with vLLM {environment['vllm']} by `{environment['command']}`.", ""]
+    for case in report["cases"]:
+        title, *rest = table(case).strip().splitlines()
+        lines += [f"## {title}", "", "```", *rest, "```", ""]
+    return "\n".join(lines)
+
+
 def _change(figures: Mapping[str, Any], base: Mapping[str, Any], name: str) -> str:
     return f"{100 * (figures[name] / base[name] - 1):+.1f}" if base[name] else "-"
 
@@ -207,6 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report["cases"] = [c for c in report["cases"] if _key(c) != key] + [case]
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+            options.output.with_suffix(".md").write_text(markdown(report))
     return 0
 
 
