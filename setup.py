@@ -39,6 +39,8 @@ RAY_REQUIRES = ["ray>=2.60"]
 TEST_REQUIRES = [
     *("pytest>=8", "hypothesis>=6", "mypy>=1.15", "ruff>=0.11"),
     "ortools>=9.11",  # the exact optimum the planner is compared with
+    # Draws requests from the routes' schema; another version draws others.
+    "schemathesis==4.32.*",
     "accelerate",  # transformers' own GGUF loader, which the converted model is compared with
     *RAY_REQUIRES,
 ]

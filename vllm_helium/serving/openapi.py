@@ -1,6 +1,7 @@
-"""What the routes say about themselves in ``/openapi.json``: bodies and errors.
+"""What the routes say about themselves in ``/openapi.json``: parameters, bodies, answers, errors.
 
-Bodies are decoded by msgspec, of which FastAPI knows nothing, so their schemas are given to it.
+Bodies are decoded by msgspec, of which FastAPI knows nothing, and parameters are read by hand so
+that errors have one shape; the schemas of both are given to it.
 """
 
 from __future__ import annotations
@@ -54,6 +55,63 @@ def body_of(kind: type[msgspec.Struct], **fields: Any) -> dict[str, Any]:
     for name, field in fields.items():
         schema["properties"][name] = _schema(field)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def parameter(place: str, name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Describes an optional parameter that a route reads by itself.
+
+    Args:
+        place: ``query`` or ``header``.
+    """
+    return {"name": name, "in": place, "required": False, "schema": schema}
+
+
+def object_of(kind: str, *fields: type[msgspec.Struct], **more: Any) -> dict[str, Any]:
+    """Returns the schema of an object in an answer.
+
+    Args:
+        kind: Its ``object``.
+        *fields: Types whose fields it has.
+        **more: Field -> type, or its schema as a dict.
+    """
+    properties: dict[str, Any] = {"object": {"const": kind}}
+    for one in fields:
+        properties |= _schema(one)["properties"]
+    for name, field in more.items():
+        properties[name] = field if isinstance(field, dict) else _schema(field)
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def list_of(schema: dict[str, Any]) -> dict[str, Any]:
+    """Returns the schema of a list in an answer."""
+    return object_of("list", data={"type": "array", "items": schema})
+
+
+def answering_with(
+    schema: dict[str, Any],
+    status: int = HTTPStatus.OK,
+    description: str = "It is done.",
+    media_types: tuple[str, ...] = ("application/json",),
+) -> dict[int | str, dict[str, Any]]:
+    """Returns ``responses`` of a route.
+
+    Args:
+        schema: Of the answer; of a stream that of one event.
+    """
+    content = {kind: {"schema": schema} for kind in media_types}
+    return {int(status): {"description": description, "content": content}}
+
+
+SERVER_SENT_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "Only where the event can be gone on after."},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+"""An event of a stream."""
 
 
 def _schema(kind: Any) -> dict[str, Any]:

@@ -19,14 +19,28 @@ from vllm_helium.integration.engine_rpc import (
     num_engines,
 )
 from vllm_helium.serving.errors import answering, error_response, read_body
-from vllm_helium.serving.openapi import ERRORS, body_of
+from vllm_helium.serving.openapi import (
+    ERRORS,
+    answering_with,
+    body_of,
+    list_of,
+    object_of,
+    parameter,
+)
+
+_PLAN = {"digest": str, "workflow": str, "num_operators": int}
 
 router = APIRouter(prefix="/v1/helium", tags=["helium"], responses=ERRORS)
 
 RANK_HEADER = "X-data-parallel-rank"
 
 
-@router.post("/plans", openapi_extra=body_of(EnginePlan))
+@router.post(
+    "/plans",
+    openapi_extra=body_of(EnginePlan)
+    | {"parameters": [parameter("header", RANK_HEADER, {"type": "integer", "minimum": 0})]},
+    responses=answering_with(object_of("helium.plan", **_PLAN)),
+)
 @answering
 async def register_plan(raw: Request) -> JSONResponse:
     """Registers an ``EnginePlan``; registering it again changes nothing.
@@ -52,7 +66,10 @@ async def register_plan(raw: Request) -> JSONResponse:
     return JSONResponse(await call_engine_async(client, int(rank), "register_plan", plan.to_json()))
 
 
-@router.get("/plans")
+@router.get(
+    "/plans",
+    responses=answering_with(list_of(object_of("helium.plan", **_PLAN, num_bytes=int))),
+)
 async def list_plans(raw: Request) -> JSONResponse:
     """Lists the plans that any engine has, most recently used last."""
     answers = await call_engines_async(raw.app.state.engine_client, "list_plans")
@@ -60,7 +77,10 @@ async def list_plans(raw: Request) -> JSONResponse:
     return JSONResponse({"object": "list", "data": list(plans.values())})
 
 
-@router.delete("/plans/{digest}")
+@router.delete(
+    "/plans/{digest}",
+    responses=answering_with(object_of("helium.plan", digest=str, deleted=bool)),
+)
 async def drop_plan(digest: str, raw: Request) -> JSONResponse:
     """Drops a plan; requests that name it afterwards run as ordinary traffic."""
     answers = await call_engines_async(raw.app.state.engine_client, "drop_plan", digest)
@@ -72,7 +92,9 @@ async def drop_plan(digest: str, raw: Request) -> JSONResponse:
     return JSONResponse({"digest": digest, "object": "helium.plan", "deleted": True})
 
 
-@router.get("/status")
+@router.get(
+    "/status", responses=answering_with(object_of("helium.status", engines=list[dict[str, Any]]))
+)
 async def status(raw: Request) -> JSONResponse:
     """Reports configuration, plans and queue of each engine."""
     answers: list[Any] = await call_engines_async(raw.app.state.engine_client, "status")

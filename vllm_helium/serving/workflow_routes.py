@@ -15,11 +15,22 @@ from msgspec import Meta
 
 from helium.errors import WorkflowError
 from helium.optimizer.driver import Switches
+from helium.plan.interpret import Value
 from helium.plan.logical_plan import LogicalPlan
 from helium.runtime import RunError, RunInfo
+from helium.runtime.result import CallCounts, RowFailure
 from vllm_helium.serving.errors import RouteError, answering, read_body
-from vllm_helium.serving.openapi import ERRORS, body_of
+from vllm_helium.serving.openapi import (
+    ERRORS,
+    SERVER_SENT_EVENT,
+    answering_with,
+    body_of,
+    list_of,
+    object_of,
+    parameter,
+)
 from vllm_helium.serving.workflow_service import TooManyRuns, WorkflowService
+from vllm_helium.serving.workflow_store import WorkflowInfo
 
 MAX_WORKFLOW_BYTES = 16 << 20
 MAX_RUN_BYTES = 64 << 20
@@ -34,6 +45,17 @@ _FORMATS = {
 }
 
 _STREAMS = ["events", "tokens"]
+
+_WORKFLOW = object_of("workflow", WorkflowInfo)
+_RUN = object_of("workflow.run", RunInfo)
+_WHOLE_RUN = object_of(
+    "workflow.run",
+    RunInfo,
+    results=dict[str, list[Value | None]],
+    failures=list[RowFailure],
+    counts=dict[str, CallCounts],
+    usage=CallCounts,
+)
 
 router = APIRouter(prefix="/v1/workflows", tags=["workflows"], responses=ERRORS)
 
@@ -68,7 +90,9 @@ class RunBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wait: bool = False
 
 
-@router.post("", openapi_extra=body_of(WorkflowBody, plan=LogicalPlan))
+@router.post(
+    "", openapi_extra=body_of(WorkflowBody, plan=LogicalPlan), responses=answering_with(_WORKFLOW)
+)
 @answering
 async def register_workflow(raw: Request) -> Response:
     """Registers a workflow; registering it again changes nothing."""
@@ -79,7 +103,7 @@ async def register_workflow(raw: Request) -> Response:
     return JSONResponse(_workflow(info))
 
 
-@router.get("")
+@router.get("", responses=answering_with(list_of(_WORKFLOW)))
 @answering
 async def list_workflows(raw: Request) -> Response:
     """Lists the registered workflows, the oldest first."""
@@ -88,7 +112,9 @@ async def list_workflows(raw: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_workflow(info) for info in infos]})
 
 
-@router.get("/{workflow}")
+@router.get(
+    "/{workflow}", responses=answering_with(object_of("workflow", WorkflowInfo, plan=LogicalPlan))
+)
 @answering
 async def get_workflow(workflow: str, raw: Request) -> Response:
     """Returns a workflow with its plan."""
@@ -100,7 +126,7 @@ async def get_workflow(workflow: str, raw: Request) -> Response:
     return JSONResponse(_workflow(info) | {"plan": msgspec.to_builtins(plan)})
 
 
-@router.delete("/{workflow}")
+@router.delete("/{workflow}", responses=answering_with(object_of("workflow", id=str, deleted=bool)))
 @answering
 async def delete_workflow(workflow: str, raw: Request) -> Response:
     """Forgets a workflow; its runs stay."""
@@ -113,7 +139,8 @@ async def delete_workflow(workflow: str, raw: Request) -> Response:
 @router.post(
     "/{workflow}/runs",
     openapi_extra=body_of(RunBody),
-    responses={HTTPStatus.ACCEPTED: {"description": "The run is under way."}},
+    responses=answering_with(_WHOLE_RUN)
+    | answering_with(_RUN, HTTPStatus.ACCEPTED, "The run is under way."),
 )
 @answering
 async def start_run(workflow: str, raw: Request) -> Response:
@@ -140,7 +167,7 @@ async def start_run(workflow: str, raw: Request) -> Response:
     return JSONResponse(await _whole_run(service, workflow, run))
 
 
-@router.get("/{workflow}/runs")
+@router.get("/{workflow}/runs", responses=answering_with(list_of(_RUN)))
 @answering
 async def list_runs(workflow: str, raw: Request) -> Response:
     """Lists the runs of a workflow, the oldest first."""
@@ -151,14 +178,14 @@ async def list_runs(workflow: str, raw: Request) -> Response:
     return JSONResponse({"object": "list", "data": [_run(info) for info in infos]})
 
 
-@router.get("/{workflow}/runs/{run}")
+@router.get("/{workflow}/runs/{run}", responses=answering_with(_WHOLE_RUN))
 @answering
 async def get_run(workflow: str, run: str, raw: Request) -> Response:
     """Returns a run with what is done of it so far."""
     return JSONResponse(await _whole_run(_service(raw), workflow, run))
 
 
-@router.delete("/{workflow}/runs/{run}")
+@router.delete("/{workflow}/runs/{run}", responses=answering_with(_RUN))
 @answering
 async def cancel_run(workflow: str, run: str, raw: Request) -> Response:
     """Cancels a run; what is done of it stays. One that is over is left as it is."""
@@ -168,7 +195,17 @@ async def cancel_run(workflow: str, run: str, raw: Request) -> Response:
     return JSONResponse(_run(await _known_run(service, workflow, run)))
 
 
-@router.get("/{workflow}/runs/{run}/events")
+@router.get(
+    "/{workflow}/runs/{run}/events",
+    response_class=Response,
+    openapi_extra={
+        "parameters": [
+            parameter("query", "stream", {"enum": _STREAMS}),
+            parameter("header", "Last-Event-ID", {"type": "string", "pattern": "^[0-9]{1,15}$"}),
+        ]
+    },
+    responses=answering_with(SERVER_SENT_EVENT, media_types=("text/event-stream",)),
+)
 @answering
 async def watch_run(workflow: str, run: str, raw: Request) -> Response:
     """Streams a run's events (SSE) from its beginning, or after ``Last-Event-ID``.
@@ -196,7 +233,12 @@ async def watch_run(workflow: str, run: str, raw: Request) -> Response:
     return StreamingResponse(stream, media_type="text/event-stream")
 
 
-@router.get("/{workflow}/runs/{run}/explain")
+@router.get(
+    "/{workflow}/runs/{run}/explain",
+    response_class=Response,
+    openapi_extra={"parameters": [parameter("query", "format", {"enum": list(_FORMATS)})]},
+    responses=answering_with({}, media_types=("text/plain", "text/html", "application/json")),
+)
 @answering
 async def explain_run(workflow: str, run: str, raw: Request) -> Response:
     """Explains a run (``?format=text|json|html|dot``), with measured figures once it is over."""
