@@ -6,6 +6,7 @@ These fail, and never skip, where the installed ``vllm`` is not this fork or ups
 import dataclasses
 import inspect
 import sys
+import types
 import typing
 from importlib import metadata
 from pathlib import Path
@@ -70,6 +71,30 @@ def test_guard_engine_args(tmp_path):
     assert "helium_config=make_helium_config(self.helium)" in source(
         EngineArgs.create_engine_config
     )
+
+
+def test_guard_api_server_count():
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    text = source(ServeSubcommand.cmd)
+    ours = text.index("default_api_server_count(args)")
+    assert text.index("args.api_server_count = 0") < ours, "headless has decided by then"
+    assert ours < text.index("if args.api_server_count is None:")
+    assert ours < text.index("args.api_server_count = args.data_parallel_size")
+
+
+def test_guard_texts_so_far():
+    from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+
+    for name in ("request_states", "external_req_ids"):
+        assert f"self.{name}" in source(OutputProcessor.add_request)
+    assert "self.request_index = request_index" in source(RequestState.__init__)
+    state = types.SimpleNamespace(output_text="abcd", stop_buffer_length=1)
+    before = dict(vars(state))
+    look = BaseIncrementalDetokenizer.get_next_output_text
+    assert look(state, finished=False, delta=False) == "abc"
+    assert vars(state) == before, "looking changes nothing"
 
 
 def test_guard_engine_rpc():

@@ -1,8 +1,12 @@
-"""Hook ``engine-args``: the ``--helium*`` options, made from the fields of ``HeliumConfig``."""
+"""Hooks ``engine-args`` and ``api-server-count``: the command line of ``vllm serve``.
+
+The ``--helium*`` options are made from the fields of ``HeliumConfig``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -12,7 +16,9 @@ from helium.cli.json_argument import json_object
 from helium.errors import ConfigError
 from vllm_helium.config import HeliumConfig, make_helium_config
 
-__all__ = ["add_cli_args", "make_helium_config"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["add_cli_args", "default_api_server_count", "make_helium_config"]
 
 
 class _Merge(argparse.Action):
@@ -72,6 +78,27 @@ def add_cli_args(parser: argparse.ArgumentParser) -> None:
             metavar=None if choices else hint.__name__.upper(),
             help=f"{info.description} (default: {info.default})",
         )
+
+
+def default_api_server_count(args: argparse.Namespace) -> int | None:
+    """Returns how many API servers to start: as asked for, or one where Helium is on.
+
+    A run is worked on by one server, which places its calls on all ranks, merges equal ones and
+    tells those who watch. Several servers work, but what one of them knows is no use to the others.
+
+    Returns:
+        ``None`` leaves it to upstream, which starts one per data-parallel rank.
+    """
+    count: int | None = args.api_server_count
+    if count is not None or make_helium_config(getattr(args, "helium", None)) is None:
+        return count
+    num_ranks = getattr(args, "data_parallel_size", None) or 1
+    if num_ranks > 1:
+        logger.info(
+            "Helium: one API server for %d data-parallel ranks; --api-server-count overrides it.",
+            num_ranks,
+        )
+    return 1
 
 
 def _config_object(text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from helium.errors import ConfigError
 from vllm_helium.config import HeliumConfig, make_helium_config
-from vllm_helium.integration.engine_args import add_cli_args
+from vllm_helium.integration.engine_args import add_cli_args, default_api_server_count
 
 
 def parse(*argv: str):
@@ -28,6 +28,20 @@ def test_the_forms_of_on_agree():
 def test_any_option_turns_it_on_and_options_merge():
     config = parse("--helium-order", "fcfs", "--helium-config", '{"aging_s": 2.5}', "--helium")
     assert config == HeliumConfig(order="fcfs", aging_s=2.5)
+
+
+def test_one_api_server_is_the_default_with_helium_alone():
+    def count(*argv, asked=None):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--data-parallel-size", type=int, default=1)
+        parser.add_argument("--api-server-count", type=int, default=asked)
+        add_cli_args(parser)
+        return default_api_server_count(parser.parse_args(argv))
+
+    assert count("--data-parallel-size", "2", "--helium") == count("--helium") == 1
+    assert count("--helium", "--api-server-count", "3") == 3
+    assert count("--helium", asked=0) == 0, "of a headless node"
+    assert count("--data-parallel-size", "2") is None, "upstream's own default"
 
 
 def test_every_field_has_an_option_with_its_default_in_the_help():
