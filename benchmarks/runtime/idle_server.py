@@ -2,15 +2,17 @@
 
     python -m benchmarks.runtime.idle_server [--seconds 60] [--output FILE]
 
-Counted are the API server, its engine and its workers, in a pause before which each has answered a
-call (with Helium, a run of a workflow as well). The baseline is measured twice; the difference of
-the two is the noise floor. Processor time hardly depends on who else uses the machine.
+Counted are the API server, its engine and its workers, in pauses before which each has answered a
+call (with Helium, a run of a workflow as well). Both run at once and are measured in the same
+windows, over several lives; the spread of a server's own windows is the noise.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_systems.servers import MODEL, Server, serve
-from benchmarks.simulate import environment
+from benchmarks.results_file import environment, write_results
 from helium import graphs, ops
 from vllm_helium.models.tiny import make_tiny_llama
 
@@ -48,36 +50,61 @@ def run_workflow(server: Server) -> None:
         raise SystemExit(f"the run failed: {run}")
 
 
-def measure(model: Path, folder: Path, seconds: float, options: list[str]) -> float:
-    """Returns the share of one processor that a server takes while nobody calls it."""
-    with serve(Path(sys.executable), model, folder / "server.log", options) as server:
-        post(server, "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 4})
-        if options:
-            run_workflow(server)
+def measure(model: Path, folder: Path, seconds: float, windows: int) -> dict[str, list[float]]:
+    """Starts both servers; returns the shares of a processor they take while nobody calls them.
+
+    Both are measured in the same windows, so that what else the machine does is the same for both.
+    """
+    helium = ["--helium", "--helium-state-dir", str(folder / "state")]
+    helium += ["--helium-prompt-cache", str(folder / "prompts.db")]
+    options: dict[str, list[str]] = {"upstream": [], "helium": helium}
+    ratios: dict[str, list[float]] = {name: [] for name in options}
+    with contextlib.ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(
+                serve(Path(sys.executable), model, folder / f"{name}.log", extra)
+            )
+            for name, extra in options.items()
+        }
+        for server in servers.values():
+            post(server, "/v1/completions", {"model": MODEL, "prompt": "x", "max_tokens": 4})
+        run_workflow(servers["helium"])
         time.sleep(_SETTLE_S)
-        started, cpu_s = time.monotonic(), server.cpu_s()
-        time.sleep(seconds)
-        return (server.cpu_s() - cpu_s) / (time.monotonic() - started)
+        for _ in range(windows):
+            before = {name: (time.monotonic(), one.cpu_s()) for name, one in servers.items()}
+            time.sleep(seconds)
+            for name, server in servers.items():
+                started, cpu_s = before[name]
+                ratio = (server.cpu_s() - cpu_s) / (time.monotonic() - started)
+                ratios[name].append(round(ratio, 5))
+                print(f"{name:10}{ratio:8.2%} of one processor while idle", flush=True)
+    return ratios
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a window")
+    parser.add_argument("--windows", type=int, default=2, help="per life of the servers")
+    parser.add_argument("--rounds", type=int, default=2, help="lives of the servers")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    ratios: dict[str, float] = {}
+    rounds = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = make_tiny_llama(folder / "tiny")
-        helium = ["--helium", "--helium-state-dir", str(folder / "state")]
-        helium += ["--helium-prompt-cache", str(folder / "prompts.db")]
-        for name, options in [("upstream", []), ("helium", helium), ("upstream again", [])]:
-            ratios[name] = measure(model, folder, arguments.seconds, options)
-            print(f"{name:16}{ratios[name]:8.2%} of one processor while idle", flush=True)
+        for number in range(arguments.rounds):
+            alone = folder / str(number)
+            alone.mkdir()
+            rounds.append(measure(model, alone, arguments.seconds, arguments.windows))
+    medians = {
+        name: statistics.median(ratio for found in rounds for ratio in found[name])
+        for name in rounds[0]
+    }
+    print("medians:", {name: f"{ratio:.2%}" for name, ratio in medians.items()})
     if arguments.output:
         command = " ".join(["python -m benchmarks.runtime.idle_server", *sys.argv[1:]])
-        report = environment() | {"command": command, "idle_cpu_ratio": ratios}
-        arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+        result = {"command": command, "medians": medians, "rounds": rounds}
+        write_results(arguments.output, {"environment": environment(), "results": result})
 
 
 if __name__ == "__main__":
