@@ -338,15 +338,22 @@ class Dispatcher:
             self._budget.earn()
         while True:
             engine, state = request.engine, self._states[request.engine]
+            if state.is_down:
+                error = await self._wait_for_turn(request, state)
+                if error is not None:
+                    return error
+                if request.engine != engine:
+                    return None
             for ticket in request.tickets:
                 ticket.receiver.started(ticket, engine)
                 break
             request.num_attempts += 1
             is_down = False
+            sent_s = asyncio.get_running_loop().time()
             try:
                 return await self._send(request, state)
             except EngineGone as gone:
-                state.failed(gone)
+                state.failed(gone, sent_s)
                 self._evacuate(engine)
                 request.engine = self._least_loaded(engine, engine)
                 if request.engine == engine:
@@ -355,7 +362,8 @@ class Dispatcher:
                 return None
             except EngineUnavailable as unavailable:
                 error = unavailable
-                is_down = state.failed(unavailable)
+                is_down = state.failed(unavailable, sent_s)
+                request.num_attempts = max(request.num_attempts, state.num_tries)
             except TimeoutError:
                 error = EngineUnavailable(f"the call took more than {self._call_timeout_s} s")
             except EngineError as final:
@@ -367,16 +375,36 @@ class Dispatcher:
                 self._evacuate(engine)
             num_attempts = request.num_attempts
             if num_attempts >= self._policy.max_attempts:
-                return EngineError(f"{error}; gave up after {num_attempts} attempt(s)")
+                return _gave_up(error, num_attempts)
             other = self._least_loaded(engine, engine)
             if not is_down or other == engine:
-                if not self._budget.spend():
+                # An engine that is down sees one call at a time, whatever is left of the budget.
+                if not is_down and not self._budget.spend():
                     return EngineError(f"{error}; not made again, the retry budget is used up")
                 await asyncio.sleep(self._policy.delay_s(num_attempts))
                 other = self._least_loaded(engine, engine)
             if other != engine:
                 request.engine = other
                 return None
+
+    async def _wait_for_turn(self, request: _Request, state: EngineState) -> EngineError | None:
+        """Waits until an engine that is down may be tried, or another one can go on with the call.
+
+        Returns:
+            An error if it was tried as often as a call is made, and never answered.
+        """
+        engine = request.engine
+        while True:
+            if not state.is_up():
+                request.engine = self._least_loaded(engine, engine)
+                if request.engine != engine:
+                    return None
+            if await state.turn():
+                return None
+            # What was tried in its place counts as its own attempt.
+            request.num_attempts = max(request.num_attempts + 1, state.num_tries)
+            if request.num_attempts >= self._policy.max_attempts:
+                return _gave_up(state.error, request.num_attempts)
 
     async def _send(self, request: _Request, state: EngineState) -> ModelAnswer:
         """Makes one attempt, where the engine knows the plan if that can be had."""
@@ -398,3 +426,7 @@ class Dispatcher:
                 answer = await state.backend.call(call)
         state.answered(answer, loop.time() - started_s)
         return answer
+
+
+def _gave_up(error: EngineError | None, num_attempts: int) -> EngineError:
+    return EngineError(f"{error}; gave up after {num_attempts} attempt(s)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from helium.errors import EngineError
 from helium.protocol import EnginePlan
@@ -15,17 +16,27 @@ _MOVE_S = 1.0
 """What moving a call costs besides: its plan is registered, and what reads its answer follows."""
 _DOWN_AFTER = 2
 """Failures in a row that are an engine's; a single one may be that of one call."""
+_TRY_S = 1.0
+"""How long others wait for the one call that tries an engine anew: a dead one refuses at once."""
 
 
 class EngineState:
-    """One engine, as seen by the calls made on it; used on one event loop."""
+    """One engine, as seen by the calls made on it; used on one event loop.
+
+    Attributes:
+        error: The last reason it gave for not serving a call.
+    """
 
     def __init__(self, backend: EngineBackend, policy: RetryPolicy) -> None:
         self.backend = backend
         self.is_gone = False
+        self.error: EngineError | None = None
         self._policy = policy
         self._num_failures = 0
+        self._failed_at_s = -1.0
         self._down_until_s = 0.0
+        self._tried_at_s: float | None = None
+        self._news = asyncio.Event()
         self._plans: dict[str, asyncio.Future[None]] = {}
         self._since_s: float | None = None
         self._interval_s = 0.0
@@ -59,16 +70,63 @@ class EngineState:
         """A run is over; its plan may be registered anew by the next one."""
         self._plans.pop(digest, None)
 
-    def failed(self, error: EngineGone | EngineUnavailable) -> bool:
-        """Notes that the engine did not serve a call; returns whether it is down now."""
+    @property
+    def is_down(self) -> bool:
+        """Whether the engine has failed and not answered since."""
+        return self._num_failures >= _DOWN_AFTER
+
+    @property
+    def num_tries(self) -> int:
+        """Attempts in a row that failed, as one call would count them."""
+        return max(0, self._num_failures - _DOWN_AFTER + 1)
+
+    async def turn(self) -> bool:
+        """Waits for a call's turn at an engine that is down.
+
+        After each pause one call tries the engine. The others wait for what becomes of it, so that
+        neither a server in trouble nor the retry budget sees all of them.
+
+        Returns:
+            ``False`` if the engine was tried meanwhile, and failed.
+        """
+        loop = asyncio.get_running_loop()
+        num_failures = self._num_failures
+        while self.is_down and not self.is_gone:
+            if self._num_failures > num_failures:
+                return False
+            now, due_s = loop.time(), self._down_until_s
+            if self._tried_at_s is not None:
+                due_s = self._tried_at_s + _TRY_S
+            if now >= due_s:
+                self._tried_at_s = self._tried_at_s or now
+                return True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due_s):
+                    await self._news.wait()
+        return True
+
+    def failed(self, error: EngineGone | EngineUnavailable, sent_s: float) -> bool:
+        """Notes that the engine did not serve a call; returns whether it is down now.
+
+        Args:
+            sent_s: When the call was sent. Those sent before the last failure tell nothing new.
+        """
         self._plans.clear()  # whoever comes back may have been started anew
         self.is_gone = self.is_gone or isinstance(error, EngineGone)
-        self._num_failures += 1
-        if self._num_failures >= _DOWN_AFTER:
-            now = asyncio.get_running_loop().time()
-            pause_s = self._policy.delay_s(self._num_failures - _DOWN_AFTER + 1)
-            self._down_until_s = max(self._down_until_s, now + pause_s)
+        self.error = error
+        if not self.is_down or sent_s > self._failed_at_s:
+            self._num_failures += 1
+            self._failed_at_s = asyncio.get_running_loop().time()
+            self._tried_at_s = None
+            if self.is_down:
+                pause_s = self._policy.delay_s(self.num_tries)
+                self._down_until_s = max(self._down_until_s, self._failed_at_s + pause_s)
+        self._wake()
         return not self.is_up()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
 
     def sent(self, num_open: int) -> None:
         """Notes that a call is sent.
@@ -85,7 +143,10 @@ class EngineState:
         Args:
             service_s: Seconds from sending it to its answer.
         """
-        self._num_failures = 0
+        if self._num_failures:
+            self._num_failures = 0
+            self._tried_at_s = None
+            self._wake()
         now = asyncio.get_running_loop().time()
         if self._since_s is not None:
             self._interval_s = _mean(self._interval_s, now - self._since_s)

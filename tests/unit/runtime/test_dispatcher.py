@@ -9,7 +9,7 @@ from helium import graphs, ops
 from helium.errors import ConfigError, EngineError
 from helium.plan.calls import Call
 from helium.plan.operators import Sampling
-from helium.runtime import EngineUnavailable, ModelCall
+from helium.runtime import EngineUnavailable, ModelAnswer, ModelCall
 from helium.runtime.dispatcher import Dispatcher
 from helium.runtime.execution import Execution, RunOptions
 from helium.runtime.function_threads import FunctionThreads
@@ -310,6 +310,83 @@ def test_the_budget_bounds_the_retries_of_all_calls_together():
     assert len(engine.requests) == 20 + 5 + 10
     assert all("retry budget is used up" in failure.reason for failure in result.failures)
     assert len(result.failures) == 20
+
+
+class Away(Engine):
+    """Is away from ``since`` to ``until``, in seconds of the loop; what is under way fails too."""
+
+    def __init__(self, since, until):
+        super().__init__(1.0)
+        self.since, self.until = since, until
+        self.num_refused = 0
+
+    def is_away(self):
+        return self.since <= asyncio.get_running_loop().time() < self.until
+
+    async def call(self, request):
+        if not self.is_away():
+            answer = await super().call(request)
+            if not self.is_away():
+                return answer
+        self.num_refused += 1
+        await asyncio.sleep(0.001)
+        raise EngineUnavailable("connection refused")
+
+
+def test_an_engine_that_is_away_for_a_while_costs_a_large_run_no_row():
+    rows = [f"q{i}" for i in range(500)]
+    engine = Away(1.5, 9.0)
+    dispatcher = Dispatcher(engine, max_open_calls=100)
+    ((result,), seconds) = together([one_call(rows)], dispatcher)
+    assert result.failures == []
+    assert seconds < 9 + 8 + 6, "the longest pause, and the calls"
+    # Those under way, and then one at a time.
+    assert engine.num_refused < 100 + 10
+
+
+def test_an_engine_that_stays_away_fails_all_calls_but_is_not_sent_them_all():
+    rows = [f"q{i}" for i in range(500)]
+    engine = Away(1.5, 1e9)
+    dispatcher = Dispatcher(engine, max_open_calls=100)
+    ((result,), seconds) = together([one_call(rows)], dispatcher)
+    assert len(result.failures) == 400
+    assert {failure.reason.split(";")[0] for failure in result.failures} == {"connection refused"}
+    assert engine.num_refused < 100 + 20 and seconds < 16 + 4 * 30
+
+
+def test_an_engine_that_came_back_is_used_again_beside_the_others():
+    engines = [Away(0.0, 3.0), Engine(1.0)]
+    dispatcher = Dispatcher(engines, max_open_calls=1)
+
+    async def main():
+        waiters = [Waiter() for _ in range(40)]
+        for number, waiter in enumerate(waiters):
+            dispatcher.submit(chat(f"q{number}"), number % 2, waiter)
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(100)
+        await dispatcher.close()
+        return [outcome for waiter in waiters for outcome, _ in waiter.outcomes]
+
+    outcomes = run(main())[0]
+    assert all(isinstance(outcome, ModelAnswer) for outcome in outcomes) and len(outcomes) == 40
+    assert engines[0].num_refused <= 5 and len(engines[0].requests) > 10
+
+
+def test_who_gives_up_while_an_engine_is_tried_keeps_nobody_waiting():
+    engine = Away(0.5, 3.0)
+
+    async def main():
+        dispatcher = Dispatcher(engine)
+        waiters = [Waiter() for _ in range(9)]
+        tickets = [dispatcher.submit(chat(f"q{i}"), 0, w) for i, w in enumerate(waiters)]
+        for ticket in tickets[:8]:
+            await asyncio.sleep(0.5)
+            dispatcher.cancel(ticket)
+        await asyncio.sleep(60)
+        await dispatcher.close()
+        return [len(waiter.outcomes) for waiter in waiters]
+
+    assert run(main())[0] == [0] * 8 + [1]
 
 
 def test_a_call_that_takes_too_long_is_given_up_and_made_again():
