@@ -12,7 +12,7 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from helium.errors import EngineError
 from helium.plan.calls import Call
 from helium.plan.operators import Sampling
-from helium.runtime.backend import ModelAnswer, ModelCall, reported
+from helium.runtime.backend import EngineUnavailable, ModelAnswer, ModelCall, reported
 from vllm_helium.request import write_context
 
 
@@ -64,11 +64,15 @@ def answer_of(output: RequestOutput) -> ModelAnswer:
     """Turns a finished output into an answer.
 
     Raises:
+        EngineUnavailable: The engine gave the call up though nobody here asked it to: it shuts
+            down, perhaps because another rank has died, or makes room for new weights.
         EngineError: The engine ended the call before it was done.
     """
     reasons = [choice.finish_reason for choice in output.outputs]
-    if any(reason in ("abort", "error") for reason in reasons):
+    if "error" in reasons:
         raise EngineError(f"the engine ended the call early: {reasons}")
+    if "abort" in reasons:
+        raise EngineUnavailable(f"the engine gave the call up: {reasons}")
     queue_ms, misses = reported(getattr(output, "helium", None))
     return ModelAnswer(
         texts=tuple(choice.text for choice in output.outputs),

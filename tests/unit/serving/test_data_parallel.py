@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from benchmarks.workflows import mapreduce
 from helium.protocol import EnginePlan, PlanOperator, decode_engine_plan
-from helium.runtime import Runtime
+from helium.runtime import RetryPolicy, Runtime, RuntimeOptions
 from helium.templates.tokenizer import WordTokenizer
 from vllm_helium.async_backend import async_backends
 from vllm_helium.models.tiny import make_tiny_llama
@@ -93,6 +93,22 @@ def test_one_engine_and_engines_without_helium_are_asked_as_before(tokenizer):
     for client in (Client(tokenizer, 1), Client(tokenizer, 2, helium=False)):
         run_workflow(client)
         assert all(more == {} for more, _ in client.requests)
+
+
+def test_a_call_that_an_engine_gives_up_by_itself_is_made_again(tokenizer):
+    class Leaving(Client):
+        """Gives every other call up, as a rank does that ends because another one has died."""
+
+        async def generate(self, *args, **more):
+            async for output in super().generate(*args, **more):
+                if len(self.requests) % 2:
+                    output.outputs[0].finish_reason = "abort"
+                yield output
+
+    options = RuntimeOptions(retries=RetryPolicy(base_delay_s=0.0))
+    client = Leaving(tokenizer, 2)
+    assert run_workflow(client, options=options) == run_workflow(Client(tokenizer, 1))
+    assert len(client.requests) > 48
 
 
 def ask(client, method, path, **arguments):
