@@ -136,10 +136,14 @@ class Runtime:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        """Leaves off all runs, which can then be resumed, and ends threads."""
+    async def leave_off(self) -> None:
+        """Stops working on all runs; those in a store can be resumed."""
         for run in list(self._runs.values()):
             await run.abandon()
+
+    async def close(self) -> None:
+        """Leaves off all runs, which can then be resumed, and ends threads."""
+        await self.leave_off()
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.gather(self._poller, return_exceptions=True)

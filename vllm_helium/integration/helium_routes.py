@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +16,9 @@ from vllm_helium.config import HeliumConfig, make_helium_config
 from vllm_helium.integration.openai_workflow_field import accept_workflows
 
 logger = logging.getLogger(__name__)
+
+_LEAVE_OFF_S = 60.0
+"""How long the engine waits at its end until runs are left off; their checkpoints are written."""
 
 
 def register_helium_routes(app: FastAPI, args: argparse.Namespace) -> None:
@@ -89,9 +93,39 @@ async def _workflows(
     REGISTRY.register(service.metrics)
     resuming = asyncio.create_task(service.resume_all())
     try:
-        yield
+        with _before_shutdown(client, service.leave_off):
+            yield
     finally:
         resuming.cancel()
         await asyncio.gather(resuming, return_exceptions=True)
         REGISTRY.unregister(service.metrics)
         await service.close()
+
+
+@contextlib.contextmanager
+def _before_shutdown(client: Any, work: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
+    """Has something done before the engine is shut down.
+
+    On SIGTERM upstream shuts the engine down first, which gives up every request under way, and
+    only then the HTTP server with all that hangs on it.
+
+    Args:
+        work: Run on this event loop.
+    """
+    loop = asyncio.get_running_loop()
+    shut_down = client.shutdown
+
+    def shutdown(*args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() != own_thread:
+            try:
+                asyncio.run_coroutine_threadsafe(work(), loop).result(_LEAVE_OFF_S)
+            except Exception:  # whatever it is, the engine must go
+                logger.exception("what was under way could not be left off")
+        shut_down(*args, **kwargs)
+
+    own_thread = threading.get_ident()
+    client.shutdown = shutdown
+    try:
+        yield
+    finally:
+        client.shutdown = shut_down

@@ -34,7 +34,7 @@ _REASONS = {
     HTTPStatus.CONFLICT: "The run's id belongs to another request, or another process has it.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body or what it stands for is too large.",
     HTTPStatus.TOO_MANY_REQUESTS: "As many runs as the server takes are under way.",
-    HTTPStatus.SERVICE_UNAVAILABLE: "The disk is full, or servers share no folder.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "The disk is full, servers share no folder, or this one ends.",
 }
 
 ERRORS: dict[int | str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ from vllm_helium.serving.openapi import (
     object_of,
     parameter,
 )
-from vllm_helium.serving.workflow_service import TooManyRuns, WorkflowService
+from vllm_helium.serving.workflow_service import ShuttingDown, TooManyRuns, WorkflowService
 from vllm_helium.serving.workflow_store import WorkflowInfo
 
 MAX_WORKFLOW_BYTES = 16 << 20
@@ -160,6 +160,8 @@ async def start_run(workflow: str, raw: Request) -> Response:
         )
     except TooManyRuns as error:
         raise RouteError(HTTPStatus.TOO_MANY_REQUESTS, str(error)) from None
+    except ShuttingDown as error:
+        raise RouteError(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from None
     if not body.wait:
         info = await _known_run(service, workflow, run)
         return JSONResponse(_run(info), status_code=HTTPStatus.ACCEPTED)

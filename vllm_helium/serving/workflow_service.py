@@ -54,6 +54,10 @@ class TooManyRuns(HeliumError):
     """The server has as many runs as it takes."""
 
 
+class ShuttingDown(HeliumError):
+    """The server takes on no more runs."""
+
+
 class WorkflowService:
     """What the routes do; use it on one event loop."""
 
@@ -84,6 +88,7 @@ class WorkflowService:
         self.metrics = WorkflowMetrics()
         self._followers: set[asyncio.Task[None]] = set()
         self._num_submitted = 0
+        self._is_leaving = False
         self._is_pruning = False
         self._cache = prompt_cache
         self._runtime = Runtime(
@@ -105,10 +110,15 @@ class WorkflowService:
         if self._temporary is not None:
             self._temporary.cleanup()
 
+    async def leave_off(self) -> None:
+        """Leaves off what is under way and takes on no more: the engine is about to go."""
+        self._is_leaving = True
+        await self._runtime.leave_off()
+
     async def resume_all(self) -> None:
         """Goes on with every interrupted run; one that cannot be is left as it is."""
         for info in await self.disk(self.runs.runs):
-            if info.status != "interrupted":
+            if info.status != "interrupted" or self._is_leaving:
                 continue
             try:
                 self._follow(info.workflow, await self._runtime.resume(info.id))
@@ -144,7 +154,10 @@ class WorkflowService:
             WorkflowError: The inputs do not fit, or the run is too large.
             RunError: The id belongs to another request.
             TooManyRuns: Too many runs are under way.
+            ShuttingDown: The server is about to end.
         """
+        if self._is_leaving:
+            raise ShuttingDown("the server shuts down; ask again when it is back")
         loop = asyncio.get_running_loop()
         compiled = bind(plan, inputs, functions=self._functions)
         await loop.run_in_executor(None, check_limits, compiled)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 from types import SimpleNamespace
 
 import httpx
@@ -9,6 +10,9 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
+from helium.runtime import RunStore
+from tests.unit.serving.app import register
+from tests.unit.serving.test_workflow_routes import graph
 from vllm_helium.integration.helium_routes import register_helium_routes
 from vllm_helium.models.tiny import make_tiny_llama
 
@@ -21,7 +25,11 @@ def client(tmp_path_factory):
     model = SimpleNamespace(served_model_name="tiny", max_model_len=64)
     config = SimpleNamespace(helium_config=object())
     return SimpleNamespace(
-        get_tokenizer=lambda: tokenizer, model_config=model, vllm_config=config, errored=False
+        get_tokenizer=lambda: tokenizer,
+        model_config=model,
+        vllm_config=config,
+        errored=False,
+        shutdown=lambda timeout: None,
     )
 
 
@@ -40,6 +48,45 @@ def serve(client, helium, num_servers=1):
             return answer.status_code, {metric.name for metric in REGISTRY.collect()}
 
     return asyncio.run(main())
+
+
+def test_runs_are_left_off_before_the_engine_is_shut_down(client, tmp_path, monkeypatch):
+    async def never(*args, **kwargs):
+        calls.append(args)
+        await asyncio.sleep(1000)
+        yield
+
+    def shut_down(timeout):
+        with contextlib.closing(RunStore(tmp_path / "runs.db")) as store:
+            statuses.append((store.info("r").status, timeout))
+
+    calls, statuses = [], []
+    monkeypatch.setattr(client, "generate", never, raising=False)
+    monkeypatch.setattr(client, "shutdown", shut_down)
+    monkeypatch.setattr(client.vllm_config, "helium_config", None)  # it knows no plans
+
+    async def main():
+        app = FastAPI()
+        app.state.engine_client = client
+        register_helium_routes(app, argparse.Namespace(helium={"state_dir": str(tmp_path)}))
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://s") as http:
+                path = await register(http, graph())
+                body = {"inputs": {"topic": ["a", "b"]}, "run": "r"}
+                assert (await http.post(path + "/runs", json=body)).status_code == 202
+                while len(calls) < 2:
+                    await asyncio.sleep(0)
+                # As upstream does it, on SIGTERM.
+                await asyncio.to_thread(client.shutdown, timeout=3)
+                assert statuses == [("interrupted", 3)]
+                assert (await http.get(path + "/runs/r")).json()["failures"] == []
+                refused = await http.post(path + "/runs", json=body)
+                assert refused.status_code == 503 and "shuts down" in refused.text
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+    client.shutdown(timeout=4)
+    assert len(statuses) == 2, "as before"
 
 
 def ours(names):
