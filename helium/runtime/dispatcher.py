@@ -250,6 +250,11 @@ class Dispatcher:
         lanes = self._lanes
         return min(others, key=lambda e: lanes[e].num_waiting + lanes[e].num_open, default=default)
 
+    def _not_gone(self, default: int) -> int:
+        """Returns an engine that may come back, for want of one that is up."""
+        states = enumerate(self._states)
+        return next((engine for engine, state in states if not state.is_gone), default)
+
     def _evacuate(self, engine: int) -> None:
         """Gives what an engine that is down has not been sent yet to those that are up."""
         if self._least_loaded(engine, engine) != engine:
@@ -355,7 +360,7 @@ class Dispatcher:
             except EngineGone as gone:
                 state.failed(gone, sent_s)
                 self._evacuate(engine)
-                request.engine = self._least_loaded(engine, engine)
+                request.engine = self._least_loaded(engine, self._not_gone(engine))
                 if request.engine == engine:
                     return gone
                 request.num_attempts -= 1  # that was the engine's fault, not the call's

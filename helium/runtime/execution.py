@@ -113,6 +113,7 @@ class Execution:
         self._is_over: asyncio.Future[None] | None = None
         self._is_advancing = False
         self._stopped_because: str | None = None
+        self._stopped = asyncio.Event()
         self._status = "done"
 
     async def execute(self) -> RunResult:
@@ -126,14 +127,14 @@ class Execution:
         loop = asyncio.get_running_loop()
         if self._emit is not None:
             self._emit(RunStarted(self._run, self.num_calls))
-        if self._schedule is not None and self._options.has_hints:
-            await self._register(self._schedule)
-        self._is_over = loop.create_future()
         limit: asyncio.TimerHandle | None = None
         if self._options.timeout_s is not None:
             reason = f"the run took more than {self._options.timeout_s} s"
             limit = loop.call_later(self._options.timeout_s, self.stop, reason, "timed_out")
         try:
+            if self._schedule is not None and self._options.has_hints:
+                await self._register(self._schedule)
+            self._is_over = loop.create_future()
             self._advance()
             await self._is_over
         finally:
@@ -168,6 +169,7 @@ class Execution:
         if is_over or self._stopped_because is not None:
             return
         self._stopped_because = reason
+        self._stopped.set()
         self._status = status
         cells = [(ticket.operator, ticket.row) for ticket in self._tickets] + list(self._jobs)
         self._drop_work()
@@ -181,7 +183,16 @@ class Execution:
             msgspec.structs.replace(plan, cache_salt=salt) for plan in schedule.engine_plans()
         )
         self._digests = [plan.digest() for plan in self._plans]
-        await self._dispatcher.register(self._plans)
+        registered = asyncio.ensure_future(self._dispatcher.register(self._plans))
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            # An engine that does not answer must not keep a run that is to end.
+            await asyncio.wait([registered, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if registered.done():
+                registered.result()
+        finally:
+            registered.cancel()
+            stopped.cancel()
 
     def _drop_work(self) -> None:
         tickets, self._tickets = self._tickets, {}

@@ -9,7 +9,7 @@ from helium import graphs, ops
 from helium.errors import ConfigError, EngineError
 from helium.plan.calls import Call
 from helium.plan.operators import Sampling
-from helium.runtime import EngineUnavailable, ModelAnswer, ModelCall
+from helium.runtime import EngineGone, EngineUnavailable, ModelAnswer, ModelCall
 from helium.runtime.dispatcher import Dispatcher
 from helium.runtime.execution import Execution, RunOptions
 from helium.runtime.function_threads import FunctionThreads
@@ -370,6 +370,27 @@ def test_an_engine_that_came_back_is_used_again_beside_the_others():
     outcomes = run(main())[0]
     assert all(isinstance(outcome, ModelAnswer) for outcome in outcomes) and len(outcomes) == 40
     assert engines[0].num_refused <= 5 and len(engines[0].requests) > 10
+
+
+def test_the_calls_of_a_dead_engine_wait_for_one_that_is_away():
+    class Dead(Engine):
+        async def call(self, request):
+            await asyncio.sleep(0.5)
+            raise EngineGone("it died")
+
+    away = Away(0.0, 3.0)
+
+    async def main():
+        dispatcher = Dispatcher([Dead(), away])
+        waiters = [Waiter() for _ in range(8)]
+        for number, waiter in enumerate(waiters):
+            dispatcher.submit(chat(f"q{number}"), number % 2, waiter)
+        await asyncio.sleep(60)
+        await dispatcher.close()
+        return [outcome for waiter in waiters for outcome, _ in waiter.outcomes]
+
+    outcomes = run(main())[0]
+    assert len(outcomes) == 8 and all(isinstance(outcome, ModelAnswer) for outcome in outcomes)
 
 
 def test_who_gives_up_while_an_engine_is_tried_keeps_nobody_waiting():

@@ -322,6 +322,26 @@ def test_an_engine_that_refuses_the_plan_fails_the_run_as_a_whole(tmp_path):
     assert [type(event) for event in on(main())] == [RunStarted, RunFinished]
 
 
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_an_engine_that_never_answers_a_plan_does_not_keep_the_run_from_its_end(is_cancelled):
+    class Silent(Engine):
+        async def register(self, plan):
+            await asyncio.Event().wait()
+
+    async def main():
+        async with Runtime(Silent(), WordTokenizer()) as runtime:
+            handle = await runtime.submit(build(), BATCH, timeout_s=None if is_cancelled else 2)
+            await asyncio.sleep(1)
+            if is_cancelled:
+                handle.cancel()
+            result = await handle.result()
+            return handle.status, {failure.reason for failure in result.failures}
+
+    (status, reasons), _ = run_in_virtual_time(main())
+    assert status == ("cancelled" if is_cancelled else "timed_out")
+    assert reasons == {"the run was cancelled" if is_cancelled else "the run took more than 2 s"}
+
+
 def test_a_time_limit_of_the_run(tmp_path):
     async def main():
         async with Runtime(Engine(seconds=1), store=RunStore(tmp_path / "r.db")) as runtime:
