@@ -87,7 +87,12 @@ async def _workflows(
         cache = PromptCache(config.prompt_cache, max_bytes=config.prompt_cache_mib << 20)
         revisions = EngineRevisions(client.vllm_config, client.get_tokenizer(), backends[0])
     service = WorkflowService(
-        backends, tokenizer, config.state_dir or None, prompt_cache=cache, revision=revisions
+        backends,
+        tokenizer,
+        config.state_dir or None,
+        prompt_cache=cache,
+        revision=revisions,
+        has_spans=bool(client.vllm_config.observability_config.otlp_traces_endpoint),
     )
     app.state.helium_workflows = service
     REGISTRY.register(service.metrics)

@@ -23,13 +23,24 @@ from helium.optimizer.driver import Switches
 from helium.plan.compiled_plan import bind
 from helium.plan.functions import REGISTRY, Function
 from helium.plan.logical_plan import LogicalPlan
-from helium.runtime import PromptCache, RunError, RunInfo, RunResult, RunStore, Runtime
+from helium.planner import WorkflowPlan
+from helium.runtime import (
+    ProfileStore,
+    PromptCache,
+    RunError,
+    RunInfo,
+    RunResult,
+    RunStore,
+    Runtime,
+    RunTrace,
+)
 from helium.runtime.backend import EngineBackend
 from helium.runtime.events import CallDelta, Event
 from helium.runtime.revisions import Revisions
 from helium.runtime.run import Run
 from helium.runtime.run_store import WRITTEN
 from helium.runtime.stored_result import stored_result
+from helium.runtime.telemetry import export_spans
 from helium.runtime.watching import POLL_S
 from helium.templates.tokenizer import PromptTokenizer
 from vllm_helium.serving.limits import check_limits
@@ -44,6 +55,8 @@ MAX_KEPT = 4096
 """Runs that are over and kept for their results; the oldest go first."""
 PRUNE_EVERY = 64
 """Runs submitted between two looks for those beyond ``MAX_KEPT``, since a look lists all runs."""
+MAX_SCHEDULES = 64
+"""Latest runs whose plans are kept as they were made, to be explained."""
 _PAGE = 512
 """Events read from disk at a time."""
 
@@ -70,12 +83,14 @@ class WorkflowService:
         functions: Mapping[str, Function] = REGISTRY,
         prompt_cache: PromptCache | None = None,
         revision: str | Revisions | None = None,
+        has_spans: bool = False,
     ) -> None:
         """Opens the files; without a folder they live as long as the service.
 
         Args:
             prompt_cache: Answers of earlier calls; the service closes it.
             revision: What the engine serves; needed for the cache.
+            has_spans: Whether every run is traced, and exported as OpenTelemetry spans.
 
         Raises:
             RunError: The files cannot be used.
@@ -86,6 +101,8 @@ class WorkflowService:
         self.runs = RunStore(folder / "runs.db")
         self._functions = functions
         self.metrics = WorkflowMetrics()
+        self._has_spans = has_spans
+        self._schedules: dict[str, WorkflowPlan] = {}
         self._followers: set[asyncio.Task[None]] = set()
         self._num_submitted = 0
         self._is_leaving = False
@@ -95,6 +112,7 @@ class WorkflowService:
             backends,
             tokenizer,
             store=self.runs,
+            profiles=ProfileStore(folder / "profiles"),
             functions=functions,
             prompt_cache=prompt_cache,
             revision=revision,
@@ -182,9 +200,22 @@ class WorkflowService:
     def _follow(self, workflow: str, run: Run) -> None:
         if any(task.get_name() == run.id for task in self._followers):
             return  # asked for again while it goes on
-        task = asyncio.create_task(self.metrics.follow(workflow, run), name=run.id)
+        if run.schedule is not None and not run.num_earlier_events:
+            self._schedules[run.id] = run.schedule
+            if len(self._schedules) > MAX_SCHEDULES:
+                del self._schedules[next(iter(self._schedules))]
+        trace = None
+        if self._has_spans:
+            trace = RunTrace()
+            trace.follow(run)  # now: the run's first event is told when this task waits
+        task = asyncio.create_task(self._observe(workflow, run, trace), name=run.id)
         self._followers.add(task)
         task.add_done_callback(self._followers.discard)
+
+    async def _observe(self, workflow: str, run: Run, trace: RunTrace | None) -> None:
+        await self.metrics.follow(workflow, run)
+        if trace is not None:
+            await asyncio.get_running_loop().run_in_executor(None, export_spans, trace)
 
     async def wait(self, run: str) -> None:
         """Waits until a run that was submitted here is over."""
@@ -207,7 +238,7 @@ class WorkflowService:
 
     async def explain(self, run: str, format: str) -> str:
         """Explains a run's plan, with measured figures once it is over."""
-        plan = await self._runtime.plan(run)
+        plan = self._schedules.get(run) or await self._runtime.plan(run)
         if plan is None:
             return "the run makes no calls\n"
         info = await self.disk(self.runs.info, run)

@@ -23,7 +23,8 @@ def client(tmp_path_factory):
 
     tokenizer = AutoTokenizer.from_pretrained(make_tiny_llama(tmp_path_factory.mktemp("m") / "t"))
     model = SimpleNamespace(served_model_name="tiny", max_model_len=64)
-    config = SimpleNamespace(helium_config=object())
+    observability = SimpleNamespace(otlp_traces_endpoint=None)
+    config = SimpleNamespace(helium_config=object(), observability_config=observability)
     return SimpleNamespace(
         get_tokenizer=lambda: tokenizer,
         model_config=model,

@@ -1,6 +1,7 @@
 """Runs side by side on one server, in virtual time."""
 
 import asyncio
+import json
 import sqlite3
 
 from helium import graphs, ops
@@ -65,6 +66,46 @@ def test_duplicate_rows_are_called_once(tmp_path):
     assert len(engine.requests) == 2
     said = result.outputs["said"]
     assert said[0] == said[2] == said[3] != said[1]
+
+
+def test_a_run_teaches_the_server_how_long_outputs_are_and_is_explained_as_it_was_planned(tmp_path):
+    async def explained(service, name):
+        report = json.loads(await service.explain(name, "json"))
+        (row,) = report["schedule"]
+        return row["output_tokens"], row["measured"]["output_tokens"]
+
+    async def one_server(word):
+        service = WorkflowService(Engine(), None, tmp_path)
+        try:
+            name = await service.submit("w", plan(), {"word": word})
+            await service.wait(name)
+            return await explained(service, name)
+        finally:
+            await service.close()
+
+    (expected, measured), _ = run(one_server("a"))
+    assert measured == 3 and expected > 3, "nothing was known of it"
+    (expected, measured), _ = run(one_server("b"))
+    assert expected == measured == 3, "the next server plans with what the first one learned"
+
+
+def test_every_run_is_traced_where_spans_are_on(tmp_path, monkeypatch):
+    traces = []
+    monkeypatch.setattr(workflow_service, "export_spans", traces.append)
+
+    async def main(has_spans):
+        service = WorkflowService(Engine(), None, tmp_path / str(has_spans), has_spans=has_spans)
+        try:
+            await finished(service, [plan(), plan()], "ab")
+            await asyncio.gather(*service._followers)
+        finally:
+            await service.close()
+
+    asyncio.run(main(False))
+    assert not traces
+    asyncio.run(main(True))
+    assert [(trace.status, len(trace.spans)) for trace in traces] == [("done", 1)] * 2
+    assert all(trace.schedule is not None for trace in traces)
 
 
 def test_a_prompt_cache_answers_the_next_servers_runs_and_keeps_tenants_apart(tmp_path):
