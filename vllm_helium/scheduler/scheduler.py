@@ -136,7 +136,8 @@ class HeliumMixin:
             run=(request.cache_salt, context.plan, context.run) if config.fair_share else PLANS,
             tenant=("tenant", request.cache_salt) if config.fair_share else PLANS,
             position=position,
-            num_tokens=request.num_prompt_tokens + operator.output_tokens,
+            # An estimate is a client's word: beyond all bounds, virtual times would all be equal.
+            num_tokens=request.num_prompt_tokens + min(operator.output_tokens, self.max_model_len),
         )
 
     def _report(self, context: WorkflowContext, is_planned: bool) -> dict[str, Any]:
