@@ -14,9 +14,9 @@ has no room for:
 Two oracles bound the gain. *Offline*: block hits that Belady's policy would have had on the arm's
 own accesses, all known in advance, with one cache as large as device and host together; no policy
 for the same two capacities has more full blocks, for a hit in either saves the same computing (hits
-inside a block come on top: a share may exceed 1). *Free link*: the arm ``oracle``, which bounds what
-moving blocks better can gain in time; orders of admission differ a little between arms, so that an
-arm may beat it.
+inside a block come on top: a share may exceed 1). *Free link*: the arm ``oracle``, which bounds
+what moving blocks better can gain in time; orders of admission differ a little between arms, so
+that an arm may beat it.
 Figures are virtual and the same for the same arguments. Cases in the output file are kept.
 """
 
