@@ -108,7 +108,7 @@ def by_operator(instance: Instance, problem: Problem) -> Assignment:
     # Ranks of different engines do not compare; the predicted starts of their sequences do.
     starts = {
         name: plan.predictions[sequence.operators[0]].start
-        for sequence in plan.sequences
+        for sequence in (*plan.left_over, *plan.sequences)
         for name in sequence.operators
     }
     preferred = sorted(
