@@ -97,13 +97,12 @@ def main() -> None:
             alone.mkdir()
             rounds.append(measure(model, alone, arguments.seconds, arguments.windows))
     medians = {
-        name: statistics.median(ratio for found in rounds for ratio in found[name])
+        name: round(statistics.median(ratio for found in rounds for ratio in found[name]), 5)
         for name in rounds[0]
     }
     print("medians:", {name: f"{ratio:.2%}" for name, ratio in medians.items()})
     if arguments.output:
-        command = " ".join(["python -m benchmarks.runtime.idle_server", *sys.argv[1:]])
-        result = {"command": command, "medians": medians, "rounds": rounds}
+        result = {"medians": medians, "rounds": rounds}
         write_results(arguments.output, {"environment": environment(), "results": result})
 
 
