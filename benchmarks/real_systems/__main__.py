@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,11 +28,11 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.gpu.kit import revision
 from benchmarks.real_systems.comparison import compared, summary
 from benchmarks.real_systems.environments import ensure, versions
 from benchmarks.real_systems.servers import Server, serve
 from benchmarks.real_systems.systems import SYSTEMS, Day, run
+from benchmarks.results_file import environment, write_results
 from benchmarks.workflows import WORKFLOWS, Workload
 from helium.errors import HeliumError
 
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environments = {"stock": ensure("stock"), "frameworks": ensure("frameworks")}
         model = options.model or ensure_smollm2()
         started = time.monotonic()  # setting up is done once and not measured
-        load = os.getloadavg()
+        load = os.getloadavg()[0]
         workloads = {
             name: [_workload(name, day, options) for day in _days(name)]
             for name in options.workload or DEFAULT_WORKLOADS
@@ -93,20 +91,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     report = {
         "environment": {
+            **environment(),
             **{name: versions(python) for name, python in environments.items()},
             "ours": versions(Path(sys.executable)),
-            "command": " ".join(["python -m benchmarks.real_systems", *sys.argv[1:]]),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "load_average_before": load,
-            "load_average_after": os.getloadavg(),
             "omp_num_threads": os.environ["OMP_NUM_THREADS"],
-            "revision": revision(),
         },
         "workloads": results,
         "elapsed_s": time.monotonic() - started,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+    write_results(options.output, report)
     text = summary(report)
     options.output.with_suffix(".md").write_text(text)
     print(f"\n{text}\n{options.output}, {report['elapsed_s']:.0f} s in all")

@@ -37,7 +37,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.baselines.systems import SYSTEMS, System
 from benchmarks.gpu.kit import revision
-from benchmarks.simulate import aligned, environment
+from benchmarks.results_file import environment, write_results
+from benchmarks.simulate import aligned
 from benchmarks.simulated_run import Setting, run_system
 from helium.cost import RooflineModel
 
@@ -218,8 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report["environment"] = environment() | {"command": command}
             print(table(case), flush=True)
             report["cases"] = [c for c in report["cases"] if _key(c) != key] + [case]
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+            write_results(options.output, report)
             options.output.with_suffix(".md").write_text(markdown(report))
     return 0
 

@@ -1,6 +1,7 @@
 """Kills servers, engines and clients at random moments of runs; what was begun ends as if never.
 
     python -m tests.e2e.kill_moments [--moments 20] [--kinds engine,client,routes] [--seed 1]
+        [--serve-with helium-host-gib=0.1 kv-cache-memory-bytes=1048576]
 
 What is killed, always with SIGKILL:
 
@@ -30,7 +31,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,9 @@ class ServerMoments:
         left: Calls that were left to do at each kill.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, options: Sequence[str] = ()) -> None:
         self.folder = folder
+        self.options = options
         self.random = random.Random(seed)
         self.run = 0
         self.left: list[int] = []
@@ -134,7 +136,8 @@ class ServerMoments:
 
     def start(self) -> None:
         state = self.folder / "state"
-        self.server = serve(self.folder, "--helium", "--helium-state-dir", str(state))
+        state_dir = ("--helium-state-dir", str(state))
+        self.server = serve(self.folder, "--helium", *state_dir, *self.options)
         self.path = self.register()
 
     def register(self) -> str:
@@ -316,8 +319,13 @@ async def be_client(run: str, server: str, folder: Path) -> None:
     (folder / f"{run}.json").write_text(json.dumps(report))
 
 
-def kill_all(folder: Path, moments: int, kinds: list[str], seed: int) -> dict[str, list[int]]:
+def kill_all(
+    folder: Path, moments: int, kinds: list[str], seed: int, options: Sequence[str] = ()
+) -> dict[str, list[int]]:
     """Goes through the moments of each kind.
+
+    Args:
+        options: Further ones of ``vllm serve``.
 
     Returns:
         Kind -> calls that were left at each kill.
@@ -331,7 +339,7 @@ def kill_all(folder: Path, moments: int, kinds: list[str], seed: int) -> dict[st
     if "engine" in kinds:
         left["engine"] = asyncio.run(EngineMoments(folder, seed).live(moments))
     if {"server", "server-engine", "client"} & set(kinds):
-        servers = ServerMoments(folder, seed)
+        servers = ServerMoments(folder, seed, options)
         both = [kind for kind in kinds if kind in ("server", "server-engine")]
         left["+".join(both)] = kill_servers(servers, both, moments, clients="client" in kinds)
         left["client"] = servers.client_left
@@ -368,13 +376,22 @@ def main() -> None:
     parser.add_argument("--as-client", metavar="RUN", help=argparse.SUPPRESS)
     parser.add_argument("--server", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="where files go; a temporary folder if unset")
+    parser.add_argument(
+        "--serve-with",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of vllm serve, without dashes",
+    )
     options = parser.parse_args()
     if options.as_client:
         asyncio.run(be_client(options.as_client, options.server, options.folder))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        left = kill_all(folder, options.moments, options.kinds.split(","), options.seed)
+        kinds = options.kinds.split(",")
+        extra = [f"--{option}" for option in options.serve_with]
+        left = kill_all(folder, options.moments, kinds, options.seed, extra)
     for kind, counts in left.items():
         midway = sum(0 < count < NUM_CALLS for count in counts)
         print(f"{kind}: {len(counts)} kills, {midway} in the middle of a run; outputs equal")
