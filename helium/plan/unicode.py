@@ -10,7 +10,7 @@ def is_unicode(text: str) -> bool:
     """Whether a string can be encoded; one with half a surrogate pair cannot.
 
     Example:
-        >>> is_unicode("na\u00efve"), is_unicode("\ud800")
+        >>> is_unicode(chr(0xEF)), is_unicode(chr(0xD800))
         (True, False)
     """
     if text.isascii():  # kept with the string, so most texts cost nothing
