@@ -159,12 +159,16 @@ class RunStore:
     def reopen(self, run: str) -> None:
         """Makes a run a running one again; do it with its lock.
 
+        A cancellation that nobody lived to carry out still holds; one that ended the run is over.
+
         Raises:
             RunError: The file cannot be written.
         """
         with self._reporting("written"):
             self._connection.execute(
-                "UPDATE runs SET status = 'running', is_cancel_requested = 0 WHERE id = ?", (run,)
+                "UPDATE runs SET status = 'running', "
+                "is_cancel_requested = is_cancel_requested AND status = 'running' WHERE id = ?",
+                (run,),
             )
 
     def append(self, run: str, events: Sequence[Event]) -> None:

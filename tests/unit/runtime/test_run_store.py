@@ -56,6 +56,20 @@ def test_a_run_that_ends_while_a_list_is_made_is_not_shown_as_left_off(tmp_path,
     store.close()
 
 
+def test_a_cancellation_outlives_the_process_that_did_not_carry_it_out(tmp_path):
+    store = RunStore(tmp_path / "runs.db")
+    store.create("r1", spec())
+    lock = store.acquire("r1")
+    store.request_cancel("r1")
+    lock.release()  # as a kill does
+    store.reopen("r1")
+    assert store.cancel_requests() == {"r1"}
+    store.append("r1", [RunFinished("cancelled", 0)])
+    store.reopen("r1")
+    assert store.cancel_requests() == set(), "it was carried out"
+    store.close()
+
+
 def test_an_unknown_run_among_many_is_told_without_reading_them_all(tmp_path, monkeypatch):
     store = RunStore(tmp_path / "runs.db")
     for number in range(8):
