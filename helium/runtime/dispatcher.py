@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
 
 import msgspec
 
@@ -26,83 +25,16 @@ from helium.runtime.backend import (
     ModelAnswer,
     ModelCall,
 )
-from helium.runtime.cache_lookup import CacheLookup, Question
+from helium.runtime.cache_lookup import CacheLookup
 from helium.runtime.engine_state import EngineState
 from helium.runtime.lane import Lane
 from helium.runtime.retries import RetryBudget, RetryPolicy
+from helium.runtime.tickets import Key, Origin, Receiver, Request, Ticket
 
 logger = logging.getLogger(__name__)
 
 MAX_OPEN_CALLS = 2048
 """Calls an engine is given at once: more than any batch holds, fewer than a process has sockets."""
-
-Origin = Literal["engine", "shared", "prompt_cache"]
-"""Where an answer came from: a call of one's own, an equal call of somebody, or the cache."""
-
-Key = tuple[str | None, bytes]
-"""What equal calls have in common: the tenant and every field of the call."""
-
-
-class Receiver(Protocol):
-    """Who makes calls. All of it is called on the event loop and must not raise."""
-
-    def started(self, ticket: Ticket, engine: int) -> None:
-        """The call goes to an engine, perhaps after another one did not serve it.
-
-        Not told of calls that join one under way.
-        """
-
-    def finished(self, ticket: Ticket, outcome: ModelAnswer | EngineError, origin: Origin) -> None:
-        """The call has its outcome; told once, and never after ``cancel``."""
-
-
-class Ticket:
-    """One call somebody waits for.
-
-    Attributes:
-        operator: Operator the call is made for.
-        row: Row the call is made for.
-        engine: Engine that has the call, or had it when it ended.
-    """
-
-    __slots__ = ("operator", "receiver", "request", "row")
-
-    def __init__(self, request: _Request, receiver: Receiver, operator: str, row: int) -> None:
-        self.request = request
-        self.receiver = receiver
-        self.operator = operator
-        self.row = row
-
-    @property
-    def engine(self) -> int:
-        return self.request.engine
-
-
-class _Request:
-    """One call to make, for everyone with a ticket; ``worker`` is the task that makes it now."""
-
-    __slots__ = (
-        "call",
-        "engine",
-        "key",
-        "num_attempts",
-        "plan",
-        "question",
-        "tickets",
-        "worker",
-    )
-
-    def __init__(
-        self, call: ModelCall, engine: int, key: Key | None, plan: EnginePlan | None
-    ) -> None:
-        self.call = call
-        self.engine = engine
-        self.key = key
-        self.question: Question | None = None
-        self.plan = plan
-        self.num_attempts = 0
-        self.tickets: dict[Ticket, None] = {}
-        self.worker: asyncio.Task[object] | None = None
 
 
 class Dispatcher:
@@ -138,10 +70,8 @@ class Dispatcher:
         self._call_timeout_s = call_timeout_s
         self._cache = cache
         self._states = [EngineState(backend, self._policy) for backend in self.engines]
-        self._lanes: list[Lane[_Request]] = [
-            Lane(self._serve, max_open_calls) for _ in self.engines
-        ]
-        self._in_flight: dict[Key, _Request] = {}
+        self._lanes: list[Lane[Request]] = [Lane(self._serve, max_open_calls) for _ in self.engines]
+        self._in_flight: dict[Key, Request] = {}
         self._encoder = msgspec.json.Encoder()
 
     def submit(
@@ -170,7 +100,7 @@ class Dispatcher:
                 ticket = Ticket(request, receiver, operator, row)
                 request.tickets[ticket] = None
                 return ticket
-        request = _Request(call, engine, key, plan)
+        request = Request(call, engine, key, plan)
         ticket = Ticket(request, receiver, operator, row)
         request.tickets[ticket] = None
         if key is not None:
@@ -227,7 +157,7 @@ class Dispatcher:
         if self._cache is not None:
             await self._cache.close()
 
-    def _enqueue(self, request: _Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         if len(self._lanes) > 1:
             if not self._states[request.engine].is_up():
                 request.engine = self._least_loaded(request.engine, request.engine)
@@ -239,7 +169,7 @@ class Dispatcher:
         else:
             self._put(request)
 
-    def _put(self, request: _Request) -> None:
+    def _put(self, request: Request) -> None:
         context = request.call.context
         rank = 0 if context is None or context.rank is None else context.rank
         self._lanes[request.engine].put(request, rank)
@@ -282,7 +212,7 @@ class Dispatcher:
             request.engine = idle
             self._put(request)
 
-    def _looked_up(self, request: _Request, answer: ModelAnswer | None) -> None:
+    def _looked_up(self, request: Request, answer: ModelAnswer | None) -> None:
         if not request.tickets:
             return
         if answer is not None and len(answer.texts) == request.call.call.sampling.n:
@@ -290,7 +220,7 @@ class Dispatcher:
         else:
             self._enqueue(request)
 
-    async def _serve(self, request: _Request) -> None:
+    async def _serve(self, request: Request) -> None:
         """Makes a call, unless everybody who wanted it has gone."""
         if not request.tickets:
             return
@@ -316,7 +246,7 @@ class Dispatcher:
 
     def _deliver(
         self,
-        request: _Request,
+        request: Request,
         outcome: ModelAnswer | EngineError,
         first: Origin,
         others: Origin,
@@ -329,11 +259,11 @@ class Dispatcher:
                 ticket.receiver.finished(ticket, outcome, origin)
                 origin = others
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: Request) -> None:
         if request.key is not None and self._in_flight.get(request.key) is request:
             del self._in_flight[request.key]
 
-    async def _attempt(self, request: _Request) -> ModelAnswer | EngineError | None:
+    async def _attempt(self, request: Request) -> ModelAnswer | EngineError | None:
         """Makes a call until it succeeds, fails for good or has used up its retries.
 
         Returns:
@@ -392,7 +322,7 @@ class Dispatcher:
                 request.engine = other
                 return None
 
-    async def _wait_for_turn(self, request: _Request, state: EngineState) -> EngineError | None:
+    async def _wait_for_turn(self, request: Request, state: EngineState) -> EngineError | None:
         """Waits until an engine that is down may be tried, or another one can go on with the call.
 
         Returns:
@@ -411,7 +341,7 @@ class Dispatcher:
             if request.num_attempts >= self._policy.max_attempts:
                 return _gave_up(state.error, request.num_attempts)
 
-    async def _send(self, request: _Request, state: EngineState) -> ModelAnswer:
+    async def _send(self, request: Request, state: EngineState) -> ModelAnswer:
         """Makes one attempt, where the engine knows the plan if that can be had."""
         call = request.call
         if request.plan is not None and call.context is not None:

@@ -22,7 +22,7 @@ from helium.planner.workflow_plan import WorkflowPlan
 from helium.protocol import EnginePlan, WorkflowContext
 from helium.runtime.backend import EngineGone, ModelAnswer, ModelCall
 from helium.runtime.dataflow import Cell, Dataflow, Failed, Template
-from helium.runtime.dispatcher import Dispatcher, Origin, Ticket
+from helium.runtime.dispatcher import Dispatcher
 from helium.runtime.events import (
     CallFinished,
     CallStarted,
@@ -35,6 +35,7 @@ from helium.runtime.events import (
 )
 from helium.runtime.function_threads import FunctionFailed, FunctionJob, FunctionThreads
 from helium.runtime.result import CallCounts, RowFailure, RunResult
+from helium.runtime.tickets import Origin, Ticket
 
 Progress = Callable[[str, int, ModelAnswer | None], None]
 """Told of every finished LLM call: operator, row, its answer or ``None`` where it failed."""
