@@ -164,7 +164,9 @@ class Report:
         left_s = self._deadline_s - time.monotonic()
         if not self._is_kept_only and left_s > 0:
             output.parent.mkdir(parents=True, exist_ok=True)
-            command = [word.format(output=output) for word in entry.command]
+            # As it would be typed: results name their command.
+            path = output.relative_to(REPO) if output.is_relative_to(REPO) else output
+            command = [word.format(output=path) for word in entry.command]
             print(f"python -m {' '.join(command)}", flush=True)
             try:
                 subprocess.run(

@@ -225,7 +225,7 @@ _ENTRIES = (
         "Helium, §7, Trading by batch size",
         (
             *_trading("80 rows, 1 x", LARGE, rows=80),
-            *_trading("80 rows, 2 x", ("langgraph", "helium"), rows=80, num_engines=2)[:1],
+            *_trading("80 rows, 2 x", ("langgraph", "helium"), rows=80, num_engines=2),
         ),
     ),
     Entry(
