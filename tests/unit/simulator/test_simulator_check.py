@@ -33,7 +33,7 @@ def test_a_workflow_has_the_engines_prefill_hits_and_evictions(tmp_path, workflo
         timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    rows = json.loads(output.read_text())
+    rows = json.loads(output.read_text())["results"]
     assert [row["system"] for row in rows] == ["langgraph", "helium"]
     for row in rows:
         assert row["is_equal"]
