@@ -1,19 +1,16 @@
 """The subcommands that use a server, against our routes on a thread."""
 
-import asyncio
 import contextlib
 import json
-import threading
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from helium.cli.main import main
 from helium.errors import EngineError
 from tests.unit.runtime.engines import Engine, TypistWhenAsked, echo
+from tests.unit.serving.thread_server import serve_on_thread
 from vllm_helium.serving.workflow_routes import router
-from vllm_helium.serving.workflow_service import WorkflowService
 
 WORKFLOW = "tests.unit.cli.sample_workflow:completion"
 
@@ -23,26 +20,8 @@ def serve(folder, engine):
     """Serves the workflow routes over an engine of this process; yields the address."""
     app = FastAPI()
     app.include_router(router)
-
-    async def program():
-        service = WorkflowService(engine, None, folder)
-        app.state.helium_workflows = service
-        try:
-            await server.serve()
-        finally:
-            await service.close()
-
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(program()))
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serve_on_thread(app, engine, folder) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,14 +1,11 @@
 """What the routes answer is what their OpenAPI schema says, whatever they are asked."""
 
-import asyncio
 import contextlib
-import threading
 from types import SimpleNamespace
 
 import pytest
 import requests
 import schemathesis
-import uvicorn
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,9 +22,9 @@ from tests.unit.runtime.engines import Engine
 from tests.unit.serving.test_data_parallel import PLAN as ENGINE_PLAN
 from tests.unit.serving.test_data_parallel import Core
 from tests.unit.serving.test_workflow_routes import PLAN
+from tests.unit.serving.thread_server import serve_on_thread
 from vllm_helium.serving.routes import router
 from vllm_helium.serving.workflow_routes import router as workflow_router
-from vllm_helium.serving.workflow_service import WorkflowService
 
 CHECKS = [
     not_a_server_error,
@@ -68,26 +65,9 @@ class Engines(Core):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """Yields the address of the routes over an engine that answers at once."""
-
-    async def program():
-        service = WorkflowService(Engine(), None, tmp_path_factory.mktemp("state"))
-        ROUTES.state.helium_workflows = service
-        ROUTES.state.engine_client = SimpleNamespace(engine_core=Engines(2), errored=False)
-        try:
-            await server.serve()
-        finally:
-            await service.close()
-
-    server = uvicorn.Server(uvicorn.Config(ROUTES, port=0, log_level="error"))
-    thread = threading.Thread(target=lambda: asyncio.run(program()))
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive(), "the server did not start"
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    ROUTES.state.engine_client = SimpleNamespace(engine_core=Engines(2), errored=False)
+    with serve_on_thread(ROUTES, Engine(), tmp_path_factory.mktemp("state")) as url:
+        yield url
 
 
 def known(session, url):
