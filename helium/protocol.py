@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from helium.errors import PlanError
+from helium.json_text import decode_json
 
 PROTOCOL_VERSION = 1
 MAX_PLAN_BYTES = 8 << 20
@@ -165,12 +166,12 @@ def _decode(raw: bytes | dict[str, Any], kind: type[_T], limit: int) -> _T:
         if isinstance(raw, (bytes, bytearray)):
             if len(raw) > limit:
                 raise PlanError(f"{what}: {len(raw)} bytes is too large; at most {limit} are taken")
-            message = msgspec.json.decode(raw, type=kind)
+            message = decode_json(raw, kind)
         else:
             message = msgspec.convert(raw, kind)
     except msgspec.ValidationError as error:
         raise PlanError(f"{what}: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise PlanError(f"{what}: not valid JSON: {error}") from None
     if message.version != PROTOCOL_VERSION:
         raise PlanError(

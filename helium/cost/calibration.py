@@ -18,6 +18,7 @@ import msgspec
 
 from helium.cost.roofline import DEVICES, Device, RooflineModel
 from helium.errors import ConfigError
+from helium.json_text import decode_json
 
 MIN_STEPS = 8
 """Steps of a kind below which nothing is fitted to them."""
@@ -103,11 +104,11 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
         ConfigError: The file cannot be read or is no calibration.
     """
     try:
-        content = msgspec.json.decode(Path(path).read_bytes())
+        content = decode_json(Path(path).read_bytes())
         if isinstance(content, dict) and "calibration" in content:
             content = content["calibration"]
         return msgspec.convert(content, Calibration)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(
             f"calibration {os.fspath(path)!r}: {error}; expected the JSON that "
             "benchmarks/gpu/run_workflows.py writes"

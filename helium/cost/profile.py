@@ -15,6 +15,7 @@ import msgspec
 
 from helium.cost.statistics import LengthStatistics
 from helium.errors import PlanError
+from helium.json_text import decode_json
 from helium.plan.logical_plan import LogicalPlan
 from helium.plan.operators import Format, Llm, Operator, Reference, Text
 
@@ -70,8 +71,8 @@ class Profile(msgspec.Struct, forbid_unknown_fields=True):
             PlanError: It is not JSON, of another version, or a field is wrong.
         """
         try:
-            profile = msgspec.json.decode(raw, type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            profile = decode_json(raw, cls)
+        except msgspec.DecodeError as error:
             raise PlanError(f"profile: {error}; write it with Profile.to_json") from None
         if profile.version != PROFILE_VERSION:
             raise PlanError(

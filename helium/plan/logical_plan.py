@@ -14,6 +14,7 @@ from types import MappingProxyType
 import msgspec
 
 from helium.errors import WorkflowError
+from helium.json_text import decode_json
 from helium.plan import canonical, conversation, printing, validation
 from helium.plan.operators import Input, Llm, Message, Operator, Output
 from helium.plan.rewrite import replace_texts
@@ -155,12 +156,12 @@ class LogicalPlan(
                 "large data as a column of the batch"
             )
         try:
-            header = msgspec.json.decode(raw, type=_Header)
+            header = decode_json(raw, _Header)
             if header.version == PLAN_VERSION:
-                plan = msgspec.json.decode(raw, type=cls)
+                plan = decode_json(raw, cls)
         except msgspec.ValidationError as error:
             raise WorkflowError(f"plan: {error}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except msgspec.DecodeError as error:
             raise WorkflowError(f"plan: not valid JSON: {error}") from None
         if header.version != PLAN_VERSION:
             raise WorkflowError(

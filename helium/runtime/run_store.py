@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from helium.errors import HeliumError, WorkflowError
+from helium.json_text import decode_json
 from helium.plan.compiled_plan import CompiledPlan
 from helium.runtime.events import (
     CallFinished,
@@ -211,15 +212,15 @@ class RunStore:
         if row is None:
             raise self._unknown(run)
         try:
-            version = msgspec.json.decode(row[0], type=_Header).version
+            version = decode_json(row[0], _Header).version
             if version != SPEC_VERSION:
                 raise RunError(
                     f"run {run!r} was written in version {version}, this release reads "
                     f"{SPEC_VERSION}; resume it with a matching release"
                 )
-            spec = msgspec.json.decode(row[0], type=RunSpec)
+            spec = decode_json(row[0], RunSpec)
             spec.compiled.plan.validate()
-        except (msgspec.MsgspecError, UnicodeDecodeError, WorkflowError) as error:
+        except (msgspec.MsgspecError, WorkflowError) as error:
             raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
         return spec
 
@@ -258,8 +259,8 @@ class RunStore:
                 (run, after, -1 if limit is None else limit),
             ).fetchall()
         try:
-            return [(number, msgspec.json.decode(raw, type=Event)) for number, raw in rows]
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            return [(number, decode_json(raw, Event)) for number, raw in rows]
+        except msgspec.MsgspecError as error:
             raise RunError(f"run {run!r} in {self.path} is damaged: {error}") from None
 
     def num_events(self, run: str) -> int:

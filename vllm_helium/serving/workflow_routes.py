@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Str
 from msgspec import Meta
 
 from helium.errors import WorkflowError
+from helium.json_text import decode_json
 from helium.optimizer.driver import Switches
 from helium.plan.interpret import Value
 from helium.plan.logical_plan import LogicalPlan
@@ -299,10 +300,10 @@ def _service(raw: Request) -> WorkflowService:
 
 def _decode(raw: bytes, kind: Any) -> Any:
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return decode_json(raw, kind)
     except msgspec.ValidationError as error:
         raise RouteError(HTTPStatus.BAD_REQUEST, f"body: {error}", _field(str(error))) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RouteError(HTTPStatus.BAD_REQUEST, f"body: not valid JSON: {error}") from None
 
 
@@ -337,8 +338,8 @@ def _plan_of(raw: bytes) -> LogicalPlan:
 
 def _operator_name(raw: bytes, index: int) -> str:
     try:
-        operator = msgspec.json.decode(raw)["operators"][index]
-    except (msgspec.DecodeError, UnicodeDecodeError):  # something else is wrong further on
+        operator = decode_json(raw)["operators"][index]
+    except msgspec.DecodeError:  # something else is wrong further on
         return f"number {index}"
     name = operator.get("name") if isinstance(operator, dict) else None
     return name if isinstance(name, str) else f"number {index}"
