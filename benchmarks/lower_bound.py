@@ -258,8 +258,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             found = bounds(setting)
             results.append(_content(setting, found))
-            lines += _describe(setting, found)
-            print("\n".join(lines[-1 - len(found) :]), flush=True)
+            described = _describe(setting, found)
+            print("\n".join(described), flush=True)
+            lines += described
     if options.output is not None:
         content = {"environment": environment(), "results": results, "summary": lines}
         write_results(options.output, content)

@@ -6,13 +6,10 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.kit import revision
-
-_PACKAGES = ("vllm", "torch", "triton", "transformers")
+from benchmarks.gpu import kit
 
 
 def environment() -> dict[str, Any]:
@@ -20,15 +17,10 @@ def environment() -> dict[str, Any]:
 
     The load average is that of the last minute, when this is called.
     """
-    return {
+    return kit.machine() | {
         "command": " ".join(["python", *sys.orig_argv[1:]]),
         "cpu": _cpu(),
         "load_average": os.getloadavg()[0],
-        "machine": platform.machine(),
-        "num_cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "revision": revision(),
-        **{package: _version(package) for package in _PACKAGES},
     }
 
 
@@ -46,10 +38,3 @@ def _cpu() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.prefix_cache.equality_arm import CONTROL, MAX_NUM_SEQS, model_folder
+from benchmarks.results_file import write_results
 
 ARMS = ("stock", "tree", CONTROL)
 SIZES = ("ample", "small")
@@ -96,7 +97,7 @@ def _merge(path: Path, rows: list[dict[str, Any]]) -> None:
 
     kept = json.loads(path.read_text()) if path.exists() else []
     merged = {key(row): row for row in [*kept, *rows]}
-    path.write_text(json.dumps([merged[name] for name in sorted(merged)], indent=1) + "\n")
+    write_results(path, [merged[name] for name in sorted(merged)])
 
 
 # --- prompts -------------------------------------------------------------------------------------

@@ -119,6 +119,7 @@ def _plan(
     is_by_call: bool = True,
 ) -> WorkflowPlan:
     timeline = simulate(problem, assignment)
+    num_copies = 1 if is_uneven else num_slices  # of the slice that has tasks
     critical = [problem.tasks[task].operator for task in timeline.critical_path()]
     calls: dict[tuple[str, int], CallPlace] = {}
     if is_by_call:
@@ -138,14 +139,14 @@ def _plan(
     return WorkflowPlan(
         workflow=workflow,
         policy=policy,
-        num_engines=problem.num_engines * (1 if is_uneven else num_slices),
+        num_engines=problem.num_engines * num_copies,
         num_slices=num_slices,
         is_by_call=is_by_call,
         sequences=sequences,
         left_over=left_over,
         makespan=timeline.makespan,
         unit=problem.model.unit,
-        predictions=predict(problem, timeline, 1 if is_uneven else num_slices, lowering.num_calls),
+        predictions=predict(problem, timeline, num_copies, lowering.num_calls),
         critical_path=tuple(name for name, _ in groupby(critical)),
         lowering=lowering,
         _calls=calls,

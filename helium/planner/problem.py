@@ -127,17 +127,6 @@ class Problem:
         """Number of tasks."""
         return len(self.tasks)
 
-    def shortest_chain(self) -> float:
-        """Returns a lower bound of any makespan: the longest chain of single, all-cached calls."""
-        model, tokens = self.model, self.tree.tokens
-        longest, latest = 0.0, [0.0] * self.num_tasks
-        for index, task in enumerate(self.tasks):
-            own = model.usage(0.0, tokens[task.leaf], task.output_tokens)
-            start = max((latest[p] + self.delays[p] for p in task.producers), default=0.0)
-            latest[index] = start + own
-            longest = max(longest, latest[index])
-        return longest
-
     def history_saving(self, task: int) -> float:
         """Returns the usage that running on the engine of its history's KV would save.
 

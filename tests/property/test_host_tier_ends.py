@@ -107,20 +107,23 @@ def test_a_prefix_that_left_the_device_is_loaded(engine):
     engine.check_no_leak()
 
 
-def test_an_aborted_request_gives_back_what_its_load_was_for(engine):
+def aborted_load(engine):
+    """A scheduled step whose load is for a request that is aborted by now."""
     engine.push_out()
     name, output = load_in_flight(engine)
     abort(engine, name)
-    engine.finish(output)
+    return output
+
+
+def test_an_aborted_request_gives_back_what_its_load_was_for(engine):
+    engine.finish(aborted_load(engine))
     engine.check_no_leak()
     engine.serve([*PREFIX, 3])
     engine.check_no_leak()
 
 
 def test_blocks_of_an_aborted_load_may_go_to_the_next_step(engine):
-    engine.push_out()
-    name, output = load_in_flight(engine)
-    abort(engine, name)
+    output = aborted_load(engine)
     engine.add(FILLER)  # takes the blocks that the load writes; steps are done in order
     following = engine.schedule()
     engine.finish(output)
